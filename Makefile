@@ -1,0 +1,51 @@
+# Two commands do everything: `make demo` and `make test`. Each makes its own virtual environment first.
+#   make demo DATA=folder      on pictures of your own (train/interim/<label>, test/interim/<label>)
+#   make demo BASE=imagenet    from the real ImageNet weights, where the internet can be reached
+#   make demo KEEP=1           leave worker, Valkey and metrics up until Ctrl-C
+# `make bench` measures what is promised in figures, some twenty minutes long; its table also goes to
+# build/benchmarks.json, and a chart of it to build/benchmarks.png.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+BASE ?= random:0
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test chaos bench lint fix clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
+
+demo: $(VENV)/demo.installed
+	@$(BIN)/python -m deploy.demo --base '$(BASE)' $(if $(DATA),--data '$(DATA)') $(if $(KEEP),--keep)
+
+test: lint
+	$(BIN)/pytest $(ARGS)
+
+chaos: $(VENV)/dev.installed
+	$(BIN)/pytest -m '' tests/chaos $(ARGS)
+
+bench: $(VENV)/bench.installed
+	$(BIN)/pytest -m long tests/benchmarks $(ARGS)
+
+lint: $(VENV)/dev.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(VENV)/dev.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .demo build *.egg-info
+
+$(VENV)/%.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11'; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+.SECONDARY:

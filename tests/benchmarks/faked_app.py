@@ -1,0 +1,43 @@
+"""The real worker around a faked decoder and a faked network: what is left is the path of a content ID.
+
+The network is the tiny one on frames of 8 x 8 pixels (the version's preprocessing says so), a fraction of a
+millisecond a batch. The decoder answers at once. Intake, fetch, batcher, rules, publish, metrics and Celery are real.
+"""
+
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+from tests.tiny_network import TINY
+from worker import service
+from worker.app import app
+from worker.model import network
+from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing
+
+network.register(TINY)
+
+
+class InstantDecoders:
+    """Has the interface of `DecoderPool`; every picture is one green frame."""
+
+    def __init__(self, parameters: Preprocessing, limits: DecodeLimits, **_: Any) -> None:
+        frames = np.zeros((1, parameters.crop, parameters.crop, 3), np.uint8)
+        frames[..., 1] = 200
+        self._decoded = Decoded(frames, "JPEG", parameters.crop, parameters.crop)
+
+    def submit(self, data: bytes) -> "Future[Decoded]":
+        future: Future[Decoded] = Future()
+        future.set_result(self._decoded)
+        return future
+
+    def check(self) -> None:
+        """Nothing can be wrong with it."""
+
+    def close(self) -> None:
+        """Holds nothing."""
+
+
+service.DecoderPool = InstantDecoders  # type: ignore[assignment, misc]  # the one part of the process that is faked
+
+__all__ = ["app"]

@@ -1,0 +1,298 @@
+"""What the serving side promises in figures: every one a ratio of two things measured in this one run.
+
+Photographs are JPEGs of 1,280 x 960, drawn. VGG-11 stands on the base `random:0`; where the network does not matter
+it is faked together with the decoder (`faked_app`). Redis keeps an append-only file, synced once a second. A figure
+is recorded before its goal is asked for, so that a goal missed still stands in the table.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from tests.benchmarks.conftest import Record
+from tests.benchmarks.serving import (
+    FAKED,
+    VGG,
+    drain_rate,
+    photographs,
+    program,
+    quick_place,
+    resident_kb,
+    same_file,
+    vgg_version,
+    warmed,
+)  # fmt: skip
+from tests.support.place import Place
+from tests.support.processes import decoders_of
+from tests.support.waiting import wait_until
+from tests.support.worker import REPOSITORY, Broker
+from worker.model import network as networks
+from worker.model.preprocessing import DecodeLimits, Preprocessing, decode
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+
+PHOTOGRAPHS, WARM = 64, 4
+IDS, NOOPS = 16_000, 4_000
+SINGLES = 40
+BACKLOG = 100_000
+
+
+@pytest.fixture(scope="module")
+def vgg_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A place with VGG-11 as the champion and photographs in its content folder; no worker."""
+    folder = tmp_path_factory.mktemp("vgg")
+    with Place(folder, Broker(folder / "valkey", appendfsync="everysec")) as place:
+        place.store.promote(vgg_version(place, 0), by="bench", why="measured")
+        photographs(place.content, PHOTOGRAPHS)
+        yield place
+
+
+@pytest.fixture
+def plain_s(vgg_place: Place) -> float:
+    """Seconds that a plain script takes for the folder."""
+    return float(program("folder", vgg_place.weights, vgg_place.content, PHOTOGRAPHS)["seconds"])
+
+
+def noop_rate(place: Place, pool: tuple[str, ...]) -> float:
+    """Celery's no-op tasks a second in one worker process."""
+    os.environ["NOOP_BROKER_URL"] = place.broker.url
+    from tests.benchmarks.noop_app import noop
+
+    raw = place.broker.client()
+    for number in range(NOOPS):
+        noop.delay(f"i{number}")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "celery", "-A", "tests.benchmarks.noop_app", "worker", "-l", "ERROR", *pool],
+        cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: raw.llen("noop") < NOOPS * 0.9, "the first tasks are taken", 60)
+        started_s, left = time.perf_counter(), raw.llen("noop")
+        wait_until(lambda: raw.llen("noop") == 0, "the last task is taken", 120)
+        return float(left / (time.perf_counter() - started_s))
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def naive_s(place: Place, ids: list[str]) -> float:
+    """Seconds from submitting to the last verdict with the naive worker, its children warm."""
+    os.environ |= {"NAIVE_BROKER_URL": place.broker.url, "NAIVE_CONTENT": str(place.content)}
+    from tests.benchmarks.naive_app import judge
+
+    raw = place.broker.client()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "celery", "-A", "tests.benchmarks.naive_app", "worker", "-c", "2", "-l", "ERROR"],
+        cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for content_id in ids[: 2 * WARM]:
+            judge.delay(content_id)
+        wait_until(lambda: raw.xlen("naive:verdicts") == 2 * WARM, "the naive worker is warm", 180)
+        started_s = time.perf_counter()
+        for content_id in ids:
+            judge.delay(content_id)
+        wait_until(lambda: raw.xlen("naive:verdicts") == 2 * WARM + len(ids), "the naive worker is done", 300)
+        return time.perf_counter() - started_s
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_submit_to_verdict_against_the_naive_worker_and_a_plain_script(
+    vgg_place: Place, plain_s: float, record: Record
+) -> None:
+    """The same photographs through each; and what a worker has resident beside a process with the same network."""
+    ids = [f"photo0x{number:04d}" for number in range(PHOTOGRAPHS)]
+    naive = naive_s(vgg_place, ids)
+    worker = vgg_place.start_worker(app=VGG)
+    warmed(vgg_place, worker, photographs(vgg_place.content, WARM, seed=9))
+    started_s = time.perf_counter()
+    vgg_place.judge(ids, 300)
+    ours = time.perf_counter() - started_s
+    decoders = [resident_kb(pid) // 1024 for pid in decoders_of(worker.process.pid)]
+    resident = resident_kb(worker.process.pid)
+    worker.stop()
+    engine = vgg_place.client.verdict(ids[0]).engine
+    alone = program("resident", vgg_place.weights, PHOTOGRAPHS)["kb"]
+    per_s = {name: round(PHOTOGRAPHS / s, 2) for name, s in (("ours", ours), ("naive", naive), ("plain", plain_s))}
+    record("submit to verdict: ours / naive worker", naive / ours, ">= 2.7", engine=engine, **per_s)
+    record("submit to verdict: ours / plain script", plain_s / ours, ">= 0.95", engine=engine)
+    record("resident: worker / one process", resident / alone, "<= 1.3", mb=resident // 1024, decoders_mb=decoders)
+    assert resident / alone <= 1.3
+    assert plain_s / ours >= 0.95
+    if engine == "cpu-fp32":
+        pytest.skip(f"2.7 times is asked of bf16 and 5 times of int8; {engine} came to {naive / ours:.2f} times")
+    assert naive / ours >= (5.0 if engine.endswith("int8") else 2.7)
+
+
+def test_ids_a_second_against_celery_tasks_that_do_nothing(tmp_path: Path, record: Record) -> None:
+    """One worker process each; Celery in the fastest of its pools. Also: what Redis does for an ID."""
+    with quick_place(tmp_path) as place:
+        pools = {"threads": ("-P", "threads", "-c", "4"), "solo": ("-P", "solo"), "prefork": ("-c", "1")}
+        noop = {name: noop_rate(place, pool) for name, pool in pools.items()}
+        worker = place.start_worker(app=FAKED)
+        warmed(place, worker, same_file(place, 1000, "warm"))
+        raw = place.broker.client()
+        raw.config_resetstat()
+        ours = drain_rate(place, same_file(place, IDS, "id"))
+        stats = raw.info("commandstats").items()
+    calls = {name.removeprefix("cmdstat_"): value["calls"] / IDS for name, value in stats}
+    # What a script runs is counted in it: the script's own call stands for all of it.
+    sent = sum(calls.get(name, 0.0) for name in ("evalsha", "xreadgroup", "mget", "xclaim", "script|exists"))
+    micros = sum(value["usec"] for name, value in stats if name.removeprefix("cmdstat_") in _SENT) / IDS
+    record("redis: round trips an ID", sent, "<= 0.5", scripts=round(calls.get("evalsha", 0.0), 3))
+    record("redis: microseconds of its one thread an ID", micros, "-", ids_a_second=round(1e6 / micros))
+    fastest = max(noop.values())
+    record("IDs a second: ours / Celery no-op tasks", ours / fastest, ">= 8", ours=round(ours),
+           **{name: round(rate) for name, rate in noop.items()})  # fmt: skip
+    assert sent <= 0.5
+    assert ours / fastest >= 8
+
+
+_SENT = ("evalsha", "xreadgroup", "mget", "xclaim", "xautoclaim")
+
+
+def test_throughput_is_flat_to_a_backlog_of_a_hundred_thousand(tmp_path: Path, record: Record) -> None:
+    """Ten thousand IDs judged while about 1,000 wait, against ten thousand while 100,000 to 90,000 wait."""
+    with quick_place(tmp_path) as place:
+        worker = place.start_worker(app=FAKED)
+        warmed(place, worker, same_file(place, 1000, "warm"))
+        raw = place.broker.client()
+        few = same_file(place, 11_000, "few")
+        place.client.submit(few[:1000])
+        started_s = time.perf_counter()
+        for at in range(1000, len(few), 250):
+            wait_until(lambda: raw.xlen("moderation:uploads") <= 1000, "room for more", 60)
+            place.client.submit(few[at : at + 250])
+        at_1000 = (len(few) - 1000) / (time.perf_counter() - started_s)
+        wait_until(lambda: raw.xlen("moderation:uploads") == 0, "the intake is empty", 60)
+        place.client.submit(same_file(place, BACKLOG, "many"))
+        start, started_s = raw.xlen("moderation:uploads"), time.perf_counter()
+        wait_until(lambda: raw.xlen("moderation:uploads") <= start - 10_000, "the first ten thousand", 120)
+        at_100000 = (start - raw.xlen("moderation:uploads")) / (time.perf_counter() - started_s)
+    record("backlog: IDs/s with 100,000 waiting / with 1,000", at_100000 / at_1000, ">= 0.9", waiting=start)
+    assert at_100000 / at_1000 >= 0.9
+
+
+def test_one_picture_on_an_idle_worker(vgg_place: Place, record: Record) -> None:
+    """Submit to verdict as the client sees it, one at a time, against fetch, decode and forward in one process."""
+    ids = photographs(vgg_place.content, SINGLES, seed=3)
+    folder = vgg_place.folder / "singles"
+    folder.mkdir()
+    for content_id in ids:
+        os.link(vgg_place.content / content_id, folder / content_id)
+    alone = program("single", vgg_place.weights, folder, SINGLES)["seconds"]
+    worker = vgg_place.start_worker(app=VGG)
+    warmed(vgg_place, worker, photographs(vgg_place.content, WARM, seed=4))
+    ours = []
+    for content_id in ids:
+        started_s = time.perf_counter()
+        vgg_place.judge(content_id)
+        ours.append(time.perf_counter() - started_s)
+    worker.stop()
+    for name, share in (("p50", 50), ("p99", 99)):
+        mine, plain = np.percentile(ours, share), np.percentile(alone, share)
+        record(f"idle, one picture, {name}: ours / in process", mine / plain, "<= 1.3", ms=round(1000 * mine, 1))
+    assert np.percentile(ours, 50) / np.percentile(alone, 50) <= 1.3
+    assert np.percentile(ours, 99) / np.percentile(alone, 99) <= 1.3
+
+
+def test_decode_and_resize_against_to_tensor_then_resize(tmp_path: Path, record: Record) -> None:
+    """One thread, photographs of 720 to 1,600 pixels; the labels of a VGG-11 on both ways' pixels are compared."""
+    rng = np.random.default_rng(7)
+    data = []
+    for number, side in enumerate((720, 960, 1200, 1600) * 6):
+        path = tmp_path / f"{number}.jpg"
+        noise = rng.integers(0, 256, (9, 12, 3), np.uint8)
+        image = Image.fromarray(noise).resize((side * 4 // 3, side), Image.Resampling.BICUBIC)
+        grain = np.asarray(image, np.int16) + rng.integers(-12, 13, (side, side * 4 // 3, 1), np.int16)
+        Image.fromarray(np.clip(grain, 0, 255).astype(np.uint8)).save(path, "JPEG", quality=88)
+        data.append(path)
+    article = v2.Compose(
+        [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Resize(256, antialias=True), v2.CenterCrop(224)]
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        started_s = time.perf_counter()
+        theirs = []
+        for path in data:
+            with Image.open(path) as image:
+                theirs.append(article(image.convert("RGB")))
+        article_s = time.perf_counter() - started_s
+        started_s = time.perf_counter()
+        ours = [decode(path.read_bytes(), Preprocessing(), DecodeLimits()).frames[0] for path in data]
+        ours_s = time.perf_counter() - started_s
+    finally:
+        torch.set_num_threads(threads)
+    network = networks.get("vgg11")
+    module = network.build()
+    torch.manual_seed(0)
+    torch.nn.init.zeros_(module.classifier[6].bias)
+    module.load_state_dict(networks.random_base(network, 0), strict=False)
+    both = [torch.stack([torch.from_numpy(f) for f in ours]), (torch.stack(theirs) * 255).round().byte()]
+    if both[1].shape[1] == 3:
+        both[1] = both[1].permute(0, 2, 3, 1)
+    with torch.inference_mode():
+        labels = [
+            module.eval()(networks.normalise(frames, Preprocessing(), torch.float32)).argmax(1) for frames in both
+        ]
+    difference = (both[0].int() - both[1].int()).abs().float()
+    flips = int((labels[0] != labels[1]).sum())
+    record("decode + resize, one core: ours / ToTensor then Resize", article_s / ours_s, ">= 4",
+           per_s=round(len(data) / ours_s), article_per_s=round(len(data) / article_s),
+           mean_difference=round(float(difference.mean()), 2))  # fmt: skip
+    record("decode + resize: labels that differ", flips, "0", pictures=len(data))
+    assert flips == 0
+    assert article_s / ours_s >= 4
+
+
+def test_a_champion_swap_delays_no_verdict_beyond_a_batch(vgg_place: Place, record: Record) -> None:
+    """The gap between batches around the swap, less the usual one: at most 100 ms; both versions gave verdicts."""
+    worker = vgg_place.start_worker(app=VGG, max_batch="4")
+    warmed(vgg_place, worker, photographs(vgg_place.content, WARM, seed=5))
+    ids = photographs(vgg_place.content, PHOTOGRAPHS, seed=6)
+    vgg_place.client.submit(ids)
+    vgg_place.client.wait(ids[:8], 60)
+    vgg_place.store.promote(vgg_version(vgg_place, 1), by="bench", why="the swap")
+    found = vgg_place.client.wait(ids, 120)
+    worker.stop()
+    moments = sorted((found[i].decided_at.timestamp(), found[i].weights) for i in ids)
+    batches = sorted({moment for moment, _ in moments})
+    # Verdicts of one batch are milliseconds apart.
+    ends = [b for a, b in zip([0.0, *batches], batches, strict=False) if b - a > 0.03]
+    gaps = np.diff(ends)
+    usual = statistics.median(gaps)
+    assert len({weights for _, weights in moments}) == 2
+    record("champion swap: longest gap less the usual, seconds", max(gaps) - usual, "<= 0.1", usual_s=round(usual, 3))
+    assert max(gaps) - usual <= 0.1
+
+
+def test_start_to_first_verdict(vgg_place: Place, record: Record) -> None:
+    """From starting the process to a verdict on what waited for it, the page cache warm, least of three starts."""
+    loads, starts = [], []
+    for round_ in range(3):
+        started_s = time.perf_counter()
+        program("weights", vgg_place.weights)
+        loads.append(time.perf_counter() - started_s)
+        (content_id,) = photographs(vgg_place.content, 1, seed=20 + round_)
+        vgg_place.client.submit(content_id)
+        started_s = time.perf_counter()
+        worker = vgg_place.start_worker(app=VGG)
+        vgg_place.client.wait([content_id], 120)
+        starts.append(time.perf_counter() - started_s)
+        worker.stop()
+    ratio = min(starts) / min(loads)
+    record("start to first verdict / import torch + read weights", ratio, "< 2", start_s=round(min(starts), 2))
+    assert ratio < 2

@@ -1,0 +1,140 @@
+"""What must be true at the end, whatever was done: the record against itself, the pictures and the server.
+
+Knows no attacks. Each check gives the findings it makes, as sentences; an empty list is the only good result.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+
+from tests.chaos.record import Entry, parse
+from tests.chaos.scene import Pictures, Versions, label_of
+
+LASTING = frozenset(
+    f"moderation:{name}"
+    for name in (
+        "uploads", "backfill", "verdicts", "dead-letter", "retry", "corrections", "overrides", "known", "withheld",
+    )
+)  # fmt: skip
+"""CONTRACT.md section 5: these live on, every other `moderation:` key has a TTL."""
+
+
+@dataclass
+class Findings:
+    """What is wrong, and the figures behind it."""
+
+    lost: set[str] = field(default_factory=set)
+    twice: set[str] = field(default_factory=set)
+    banned_twice: set[str] = field(default_factory=set)
+    other: list[str] = field(default_factory=list)
+    verdicts: int = 0
+    bans: int = 0
+
+    def assert_none(self) -> None:
+        """Fails with everything that was found."""
+        said = list(self.other[:20])
+        for what in ("lost", "twice", "banned_twice"):
+            found = getattr(self, what)
+            if found:
+                said.append(f"{len(found)} IDs are {what}: {sorted(found)[:5]}")
+        assert not said, "\n".join(said)
+
+
+def check(
+    entries: list[Entry],
+    intended: set[str],
+    taken: set[str],
+    decided: dict[str, str],
+    pictures: Pictures,
+    versions: Versions,
+    server: redis.Redis,
+) -> Findings:
+    """All checks.
+
+    Args:
+        entries: what the witness saw. intended, taken: what the notebooks say.
+        decided: people's decisions that the server took, by content ID.
+    """
+    found = Findings(verdicts=len(entries), bans=sum(entry.ban for entry in entries))
+    by_id: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        by_id[entry.content_id].append(entry)
+    found.lost = taken - by_id.keys()
+    found.other += [f"{content_id} has a verdict and was never submitted" for content_id in by_id.keys() - intended]
+    for content_id, history in by_id.items():
+        _check_one(content_id, history, found)
+    for entry in entries:
+        found.other += _wrong(entry, pictures, versions)
+    found.other += _decisions(by_id, decided, server)
+    found.other += _server(entries, by_id, server)
+    return found
+
+
+def _check_one(content_id: str, history: list[Entry], found: Findings) -> None:
+    """One effective verdict at a time: each but the first names the one that it replaces, and only a person may."""
+    if [e.document["supersedes"] for e in history] != [None, *(e.document["decided_at"] for e in history[:-1])]:
+        found.twice.add(content_id)
+    if any("human" not in entry.document["reasons"] for entry in history[1:]):
+        found.twice.add(content_id)
+    # A person who confirms the model's ban makes a verdict of his own; neither may say it a second time.
+    bans = [entry.document["reasons"] for entry in history if entry.ban]
+    if len(bans) > 2 or (len(bans) == 2 and bans != [[], ["human"]]):
+        found.banned_twice.add(content_id)
+
+
+def _wrong(entry: Entry, pictures: Pictures, versions: Versions) -> list[str]:
+    """Whether the document is what its picture deserves by the version that it names."""
+    document = entry.document
+    if document["reasons"] == ["human"]:
+        return []
+    if document["status"] != "decided" or document["reasons"]:
+        return [f"a healthy picture, {entry.content_id}, is {document['status']}: {document['reasons']}"]
+    means = pictures.means(entry.content_id)
+    by = versions.named_by(document["probabilities"], means)
+    numbers = versions.numbers.get(document["weights"])
+    if by != {document["weights"]} or numbers is None or document["ban_threshold"] != numbers.ban_threshold:
+        return [f"{entry.content_id} names {document['weights']} and was judged by {by or 'none that is known'}"]
+    if not entry.content_id.startswith("k") and document["label"] != label_of(entry.content_id):
+        return [f"{entry.content_id} is {document['label']}"]
+    if entry.ban != (document["label"] == "risked") or document["ban"] != entry.ban or document["review"]:
+        return [f"{entry.content_id} is {document['label']} with ban {entry.ban}, review {document['review']}"]
+    return []
+
+
+def _decisions(by_id: dict[str, list[Entry]], decided: dict[str, str], server: redis.Redis) -> list[str]:
+    """Each decision of a person took effect once, and stands."""
+    said = []
+    for content_id, label in decided.items():
+        human = [entry for entry in by_id[content_id] if entry.document["reasons"] == ["human"]]
+        if len(human) != 1 or by_id[content_id][-1] is not human[0] or human[0].document["label"] != label:
+            said.append(f"the decision on {content_id} took effect {len(human)} times, or does not stand")
+    pending: Any = server.xpending("moderation:corrections", "moderation")["pending"] if decided else 0
+    return said + ([f"{pending} corrections were read and not acknowledged"] if pending else [])
+
+
+def _server(entries: list[Entry], by_id: dict[str, list[Entry]], server: redis.Redis) -> list[str]:
+    """The server holds what the witness saw, and nothing that should have gone."""
+    said = []
+    standing = [parse(entry_id, fields) for entry_id, fields in server.xrange("moderation:verdicts")]
+    if standing != entries:
+        said.append(f"the stream holds {len(standing)} verdicts, the witness saw {len(entries)}, and they differ")
+    for name in ("uploads", "backfill", "dead-letter"):
+        left = server.xrange(f"moderation:{name}", count=3)
+        if left:
+            said.append(f"moderation:{name} still holds {server.xlen(f'moderation:{name}')}, such as {left}")
+    if server.zcard("moderation:retry"):
+        said.append("something still waits for its next attempt")
+    if server.exists("moderation:withheld"):
+        said.append("the circuit breaker opened")
+    keys = [key.decode() for key in server.scan_iter("moderation:*", count=10_000)]
+    with server.pipeline(transaction=False) as pipeline:
+        for key in keys:
+            pipeline.ttl(key)
+        endless = {key for key, ttl in zip(keys, pipeline.execute(), strict=True) if ttl < 0}
+    said += [f"{key} has no TTL" for key in sorted(endless - LASTING)]
+    documents = {key.removeprefix("moderation:verdict:") for key in keys if key.startswith("moderation:verdict:")}
+    if documents != by_id.keys():
+        said.append(f"{len(documents ^ by_id.keys())} IDs have an entry and no document, or a document and no entry")
+    return said

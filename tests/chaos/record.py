@@ -1,0 +1,128 @@
+"""What was submitted and what came out, written down apart from the service.
+
+A `Notebook` is a file that a producer appends to: what it is about to submit, and what the server took. A `Witness`
+reads the verdict stream on a connection of its own and appends every entry to a file. Neither knows workers, attacks
+or what is right; `checks` compares them.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import redis
+
+STREAM = "moderation:verdicts"
+
+
+class Notebook:
+    """An append-only file; a line that was written outlives the process that wrote it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def intended(self, ids: Iterable[str]) -> None:
+        """Notes what is about to be submitted."""
+        self._write("?", ids)
+
+    def acknowledged(self, ids: Iterable[str]) -> None:
+        """Notes what the server took: from here on none of these may be lost."""
+        self._write("!", ids)
+
+    def _write(self, mark: str, ids: Iterable[str]) -> None:
+        os.write(self._file, "".join(f"{mark}{content_id}\n" for content_id in ids).encode())
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._file)
+
+
+def noted(paths: Iterable[Path]) -> tuple[set[str], set[str]]:
+    """What all notebooks together say was intended, and what was taken. A line that a kill cut short is left out."""
+    intended, taken = set(), set()
+    for path in paths:
+        for line in path.read_text().splitlines(keepends=True):
+            if line.endswith("\n"):
+                (taken if line[0] == "!" else intended).add(line[1:-1])
+    return intended, taken
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of the verdict stream: its ID, what its fields say, and the document."""
+
+    id: str
+    content_id: str
+    ban: bool
+    document: dict[str, Any]
+
+    @property
+    def at_s(self) -> float:
+        """When it was written, on the server's clock."""
+        return int(self.id.partition("-")[0]) / 1000
+
+
+def parse(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
+    """Reads an entry as any other program would."""
+    document = json.loads(fields[b"verdict"])
+    return Entry(entry_id.decode(), fields[b"content_id"].decode(), fields[b"ban"] == b"1", document)
+
+
+class Witness:
+    """A thread that reads the verdict stream, whatever becomes of the server, and writes it down."""
+
+    def __init__(self, url: str, path: Path) -> None:
+        # The server's own pause is no reason to give up; each read is a fresh attempt.
+        self._redis = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=2)
+        self._path = path
+        self._stopping = threading.Event()
+        self._changed = threading.Condition()
+        self.entries: list[Entry] = []
+        self.judged: set[str] = set()
+        self._thread = threading.Thread(target=self._run, name="witness", daemon=True)
+        self._thread.start()
+
+    def wait_for(self, reached: Any, timeout_s: float) -> bool:
+        """Waits until `reached()`, asked after every read that brought something; whether it came to that."""
+        with self._changed:
+            return bool(self._changed.wait_for(reached, timeout_s))
+
+    def first_after(self, moment_s: float, timeout_s: float) -> float | None:
+        """Seconds from `moment_s` to the first entry written after it; None where there is none within `timeout_s`."""
+        found: list[Entry] = []
+
+        def there() -> bool:
+            found[:] = [entry for entry in self.entries[-2000:] if entry.at_s > moment_s]
+            return bool(found)
+
+        self.wait_for(there, timeout_s)
+        return found[0].at_s - moment_s if found else None
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._stopping.set()
+        self._thread.join()
+        self._redis.close()
+
+    def _run(self) -> None:
+        after = "0"
+        with self._path.open("a") as file:
+            while not self._stopping.is_set():
+                try:
+                    reply: Any = self._redis.xread({STREAM: after}, count=1000, block=200)
+                except redis.exceptions.RedisError:
+                    self._stopping.wait(0.1)
+                    continue
+                read = [parse(entry_id, fields) for entry_id, fields in reply[0][1]] if reply else []
+                if read:
+                    after = read[-1].id
+                    file.writelines(f"{time.time():.3f} {entry.id} {json.dumps(entry.document)}\n" for entry in read)
+                    file.flush()
+                    with self._changed:
+                        self.entries += read
+                        self.judged.update(entry.content_id for entry in read)
+                        self._changed.notify_all()

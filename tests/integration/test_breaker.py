@@ -1,0 +1,243 @@
+"""The ban circuit breaker on a real server: it opens in the publish step, over all workers, and a person closes it."""
+
+import datetime
+import subprocess
+import sys
+import urllib.request
+from itertools import count
+
+import pytest
+
+from tests.support.place import Place
+from tests.support.waiting import wait_until
+from tests.support.worker import REPOSITORY, Broker, free_port
+from worker import breaker, bus
+from worker.client import Moderation
+from worker.intake import Intake
+from worker.overrule import Overruler
+from worker.publish import BAN_SHARE_DECIDED, Outcome, Published, Publisher, Quota
+from worker.verdict import Probabilities, Undecided, Verdict
+
+TTL_S = 1000
+NOW = datetime.datetime(2026, 11, 24, tzinfo=datetime.UTC)
+_numbers = count()
+
+
+class Desk:
+    """Publishes whatever it is told, as workers would."""
+
+    def __init__(self, broker: Broker, quota: Quota) -> None:
+        self.raw = broker.client()
+        self.client = Moderation(broker.url)
+        self._bus = bus.connect(broker.url)
+        self._intake = Intake(self._bus, "desk", 15)
+        self._intake.ensure_groups()
+        self.publisher = Publisher(self._bus, TTL_S, quota=quota)
+        self.overruler = Overruler(self._bus, TTL_S)
+
+    def outcome(self, risk: float, content_id: str | None = None, *, rescan: bool = False) -> Outcome:
+        """A picture judged: banned from p(risked) 0.6 on, else approved."""
+        content_id = content_id or f"c{next(_numbers)}"
+        self.client.submit(content_id, rescan=rescan)
+        [entry] = self._intake.read([bus.UPLOADS], 1)
+        ban = risk >= 0.6
+        document = Verdict(
+            content_id=content_id, label="risked" if ban else "approved", ban=ban, review=False,
+            placement="removed" if ban else "collective",
+            probabilities=Probabilities(approved=1 - risk, not_suitable=0.0, risked=risk),
+            weights="tiny-0123456789ab", engine="cpu-fp32", content_sha256=f"{hash(content_id) % 16**9:064x}", frames=1,
+            enqueued_at=NOW,
+        )  # fmt: skip
+        return Outcome(entry, document)
+
+    def publish(self, *outcomes: Outcome) -> list[str]:
+        """What became of them."""
+        found = []
+        for published in self.publisher.publish(outcomes):
+            assert isinstance(published, Published)
+            found.append(published.result)
+        return found
+
+    def harmless(self, number: int) -> None:
+        """So many approved pictures."""
+        assert set(self.publish(*[self.outcome(0.1) for _ in range(number)])) <= {"published"}
+
+    def bans(self, number: int) -> list[str]:
+        """What became of so many bans."""
+        return self.publish(*[self.outcome(0.9) for _ in range(number)])
+
+    def effective(self, content_id: str) -> list[Verdict | Undecided]:
+        """The effective verdicts on one content ID."""
+        return [document for _, document in self.client.verdicts() if document.content_id == content_id]
+
+
+@pytest.fixture
+def desk(broker: Broker) -> Desk:
+    """Opens above three bans."""
+    return Desk(broker, Quota(share=1.0, count=3))
+
+
+def test_a_share_counts_among_enough_pictures_only(broker: Broker) -> None:
+    """A fifth of at least 500 decided: the ban that would exceed it is the first to be withheld."""
+    desk = Desk(broker, Quota(share=0.2))
+    assert set(desk.bans(50)) == {"published"}, "however great the share of a few"
+    desk.harmless(BAN_SHARE_DECIDED - 50 - 1)
+    assert set(desk.bans(62)) == {"published"}, "112 of 561 are below a fifth"
+    assert desk.bans(3) == ["opened", "withheld", "withheld"]
+    said = breaker.status(desk.raw)
+    assert said.opened_at is not None
+    assert (said.bans, said.decided, said.withheld) == (113, 562, 3)
+
+
+def test_a_withheld_ban_waits_for_a_person(desk: Desk) -> None:
+    """As risked as before and in the stream like any verdict, but no ban; nothing else is held up."""
+    assert desk.bans(3) == ["published"] * 3
+    assert desk.publish(desk.outcome(0.9, "late")) == ["opened"]
+    document = desk.client.verdict("late")
+    assert (document.label, document.ban, document.review, document.placement) == ("risked", False, True, "held")
+    assert document.reasons == ("circuit_breaker",) and document.probabilities.risked == 0.9
+    assert desk.effective("late") == [document]
+    assert desk.publish(desk.outcome(0.1, "harmless")) == ["published"]
+    assert set(breaker.withheld(desk.raw)) == {"late"}
+
+
+def test_apply_lets_the_bans_take_effect_once(desk: Desk) -> None:
+    """Each supersedes what was published instead; the count begins anew."""
+    desk.bans(3)
+    held = [desk.outcome(0.9, f"held{number}") for number in range(450)]
+    assert desk.publish(*held) == ["opened"] + ["withheld"] * 449
+    before = desk.client.verdict("held0")
+    done = breaker.close(desk.raw, apply=True, verdict_ttl_s=TTL_S)
+    assert (done.applied, done.superseded, done.discarded) == (450, 0, 0)
+    after = desk.client.verdict("held0")
+    assert (after.ban, after.review, after.placement, after.reasons) == (True, False, "removed", ())
+    assert after.supersedes == before.to_dict()["decided_at"]
+    assert (after.probabilities, after.weights) == (before.probabilities, before.weights)
+    assert all(len(desk.effective(outcome.entry.content_id)) == 2 for outcome in held[:3])
+    assert breaker.status(desk.raw) == breaker.Status(None, 0, 0, 0)
+    assert 0 < desk.raw.ttl("moderation:verdict:held0") <= TTL_S
+    assert breaker.close(desk.raw, apply=True, verdict_ttl_s=TTL_S).applied == 0
+    assert desk.bans(4) == ["published"] * 3 + ["opened"]
+
+
+def test_discard_leaves_them_with_a_person(desk: Desk) -> None:
+    """The verdicts stay as they are."""
+    desk.bans(3)
+    desk.publish(desk.outcome(0.9, "a"), desk.outcome(0.9, "b"))
+    before = desk.client.verdict("a")
+    done = breaker.close(desk.raw, apply=False, verdict_ttl_s=TTL_S)
+    assert (done.applied, done.superseded, done.discarded) == (0, 0, 2)
+    assert desk.client.verdict("a") == before
+    assert len(desk.effective("a")) == 1
+
+
+def test_repeated_publishes_do_not_count(desk: Desk) -> None:
+    """A rescan that agrees, a duplicate, an entry that is gone: none is a ban more."""
+    first = desk.outcome(0.9, "a")
+    assert desk.publish(first) == ["published"]
+    for _ in range(5):
+        assert desk.publish(desk.outcome(0.9, "a", rescan=True)) == ["unchanged"]
+        assert desk.publish(first) == ["gone"]
+    assert desk.bans(2) == ["published"] * 2
+    assert desk.bans(1) == ["opened"]
+    assert desk.publish(desk.outcome(0.9, "a", rescan=True)) == ["unchanged"], "what is banned stays so"
+    assert desk.client.verdict("a").ban
+
+
+def test_a_persons_bans_neither_count_nor_wait(desk: Desk) -> None:
+    """Corrections, and known content of theirs, are no sign of a model gone wrong."""
+    known = [desk.outcome(0.1, f"p{number}") for number in range(10)]
+    desk.publish(*known)
+    for outcome in known:
+        desk.client.correct(outcome.entry.content_id, "risked", by="ann")
+    desk.overruler.apply_waiting()
+    assert all(desk.client.verdict(outcome.entry.content_id).ban for outcome in known)
+    assert desk.bans(3) == ["published"] * 3
+    assert desk.bans(1) == ["opened"]
+    desk.client.correct("open", "risked", by="ann")
+    desk.overruler.apply_waiting()
+    assert desk.client.verdict("open").ban
+
+
+def test_what_a_person_settled_is_not_applied(desk: Desk) -> None:
+    """A correction while it is open takes its picture, and the same bytes, out of the withheld ones."""
+    desk.bans(3)
+    twins = [desk.outcome(0.9, name) for name in ("a", "twin")]
+    digest = twins[0].document.content_sha256
+    twin = Outcome(twins[1].entry, twins[1].document.model_copy(update={"content_sha256": digest}))
+    desk.publish(twins[0], twin, desk.outcome(0.9, "b"))
+    desk.client.correct("a", "approved", by="ann")
+    desk.overruler.apply_waiting()
+    assert set(breaker.withheld(desk.raw)) == {"twin", "b"}
+    done = breaker.close(desk.raw, apply=True, verdict_ttl_s=TTL_S)
+    assert (done.applied, done.superseded) == (1, 1)
+    assert not desk.client.verdict("a").ban and not desk.client.verdict("twin").ban and desk.client.verdict("b").ban
+    assert [fields[b"content_id"] for _, fields in desk.raw.xrange(bus.UPLOADS)] == [b"twin"], "to be judged again"
+
+
+def test_what_was_judged_again_meanwhile_is_not_applied(desk: Desk) -> None:
+    """A rescan by a better version says approved: the old ban does not come back."""
+    desk.bans(3)
+    desk.publish(desk.outcome(0.9, "a"))
+    assert desk.publish(desk.outcome(0.1, "a", rescan=True)) == ["published"]
+    assert desk.client.verdict("a").label == "approved"
+    assert list(breaker.withheld(desk.raw)) == []
+    desk.raw.delete(bus.verdict_key("a"))  # as when its time has run out before anybody closes the breaker
+    done = breaker.close(desk.raw, apply=True, verdict_ttl_s=TTL_S)
+    assert (done.applied, done.superseded) == (0, 0)
+    assert desk.client.verdict("a") is None
+
+
+def test_the_window_moves_on(desk: Desk) -> None:
+    """What was banned long ago counts no more; the key itself runs out."""
+    desk.bans(3)
+    assert 0 < desk.raw.ttl(bus.BAN_WINDOW) <= 1200
+    fields = {name.decode(): int(value) for name, value in desk.raw.hgetall(bus.BAN_WINDOW).items()}
+    slice_now = fields.pop("newest")
+    assert fields == {"decided": 3, "bans": 3, f"decided:{slice_now}": 3, f"bans:{slice_now}": 3}
+    for kind in ("decided", "bans"):  # as if the same had happened 600 s ago
+        desk.raw.hdel(bus.BAN_WINDOW, f"{kind}:{slice_now}")
+        desk.raw.hset(bus.BAN_WINDOW, f"{kind}:{slice_now - 60}", 3)
+    desk.raw.hset(bus.BAN_WINDOW, "newest", slice_now - 60)
+    assert desk.bans(3) == ["published"] * 3
+    assert desk.bans(1) == ["opened"]
+
+
+def moderation(broker: Broker, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command."""
+    environment = {"MODERATION_REDIS_URL": broker.url, "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-m", "worker.cli", *words]
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_through_workers_the_command_and_the_exporter(place: Place) -> None:
+    """Two workers share one quota; the exporter shows it open; the command closes it."""
+    for _ in range(2):
+        place.start_worker(ban_quota_count="4")
+    for worker in place.workers:
+        worker.wait_ready()
+    found = place.judge([place.add(label="risked") for _ in range(12)])
+    assert {document.label for document in found.values()} == {"risked"}
+    assert sum(document.ban for document in found.values()) == 4
+    assert sum("circuit_breaker" in document.reasons for document in found.values()) == 8
+    port = free_port()
+    exporter = subprocess.Popen(
+        [sys.executable, "-m", "worker.cli", "exporter", "--port", str(port)],
+        cwd=REPOSITORY, env={"MODERATION_REDIS_URL": place.broker.url, "PATH": "/usr/bin:/bin"},
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        exporter.stderr.readline()
+        figures = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        assert "moderation_circuit_breaker_open 1.0" in figures and "moderation_withheld 8.0" in figures
+    finally:
+        exporter.terminate()
+        exporter.wait(20)
+    assert "8 bans are withheld" in moderation(place.broker, "breaker", "status").stdout
+    unsaid = moderation(place.broker, "breaker", "close")
+    assert unsaid.returncode == 2 and "--apply or --discard" in unsaid.stderr
+    closed = moderation(place.broker, "breaker", "close", "--apply")
+    assert closed.returncode == 0 and "8 bans took effect" in closed.stdout
+    assert moderation(place.broker, "breaker", "status").stdout == "closed\n"
+    wait_until(lambda: all(place.client.verdict(content_id).ban for content_id in found), "all to be banned")
+    assert len(place.entries()) == 12 + 8

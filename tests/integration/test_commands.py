@@ -1,0 +1,178 @@
+"""The `moderation` command as people and scripts use it: words in, words out, exit codes, one sentence on stderr."""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.place import Place
+from tests.support.waiting import wait_until
+from tests.support.worker import REPOSITORY, Broker, free_port
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run(broker: Broker) -> Run:
+    """Runs `moderation` with these words on this test's server."""
+    return lambda *words, **options: moderation(broker, *words, **options)
+
+
+def moderation(broker: Broker, *words: str, stdin: str = "", **settings: str) -> "subprocess.CompletedProcess[str]":
+    """One run of the command."""
+    environment = os.environ | {"MODERATION_REDIS_URL": broker.url}
+    environment |= {f"MODERATION_{name.upper()}": value for name, value in settings.items()}
+    command = [sys.executable, "-m", "worker.cli", *words]
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=environment, input=stdin, capture_output=True, text=True, timeout=90
+    )
+
+
+def test_submit_and_wait_prints_verdicts(busy_place: Place) -> None:
+    """A line of JSON for each ID, in the order asked for."""
+    ids = [busy_place.add(label=label) for label in ("risked", "approved")]
+    done = moderation(busy_place.broker, "submit", *ids, "--wait")
+    assert done.returncode == 0, done.stderr
+    documents = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(d["content_id"], d["label"]) for d in documents] == [(ids[0], "risked"), (ids[1], "approved")]
+    single = moderation(busy_place.broker, "verdict", ids[0])
+    assert json.loads(single.stdout) == documents[0]
+    listed = moderation(busy_place.broker, "verdicts")
+    assert {json.loads(line.partition(" ")[2])["content_id"] for line in listed.stdout.splitlines()} >= set(ids)
+
+
+def test_ids_come_from_a_file_or_stdin(run: Run, broker: Broker, tmp_path: Path) -> None:
+    """A line each; blank lines do not count."""
+    (tmp_path / "ids").write_text("one\n\n two \n")
+    assert run("submit", "--from", str(tmp_path / "ids"), "--backfill").returncode == 0
+    assert run("submit", "--from", "-", "--rescan", stdin="three\n").returncode == 0
+    raw = broker.client()
+    assert [fields for _, fields in raw.xrange("moderation:backfill")] == [
+        {b"content_id": b"one"},
+        {b"content_id": b"two"},
+    ]
+    assert [fields for _, fields in raw.xrange("moderation:uploads")] == [{b"content_id": b"three", b"rescan": b"1"}]
+
+
+def test_durable_waits_for_the_disk(run: Run, tmp_path: Path) -> None:
+    """Done with an append-only file; refused in one sentence without one."""
+    assert run("submit", "one", "--durable").returncode == 0
+    forgetful = Broker(tmp_path / "forgetful", appendonly="no")
+    refused = moderation(forgetful, "submit", "one", "--durable")
+    forgetful.stop()
+    assert refused.returncode == 2
+    assert "appendonly yes" in refused.stderr and "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["submit", "a/b"], "is not a content ID"),
+        (["submit"], "no content ID to submit"),
+        (["submit", "--from", "/no/such/file"], "cannot be read"),
+        (["verdict", "a b"], "is not a content ID"),
+        (["dead-letter", "drop", "nonsense"], "dead letter"),
+        (["dead-letter", "replay", "1-1"], "no dead letter"),
+        (["worker", "--gpu", "-1"], "--gpu"),
+    ],
+)
+def test_wrong_words_are_refused_in_one_sentence(run: Run, words: list[str], sentence: str) -> None:
+    """Exit 2, what to do on stderr, nothing on stdout, no traceback."""
+    done = run(*words)
+    assert done.returncode == 2
+    assert sentence in done.stderr and "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "words", [["submit", "x"], ["verdict", "x"], ["verdicts"], ["status"], ["dead-letter", "list"]]
+)
+def test_without_redis_every_command_says_so(run: Run, words: list[str]) -> None:
+    """One sentence and exit 2."""
+    done = run(*words, redis_url=f"redis://:secret@127.0.0.1:{free_port()}/0")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: Redis does not answer")
+    assert "secret" not in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_missing_verdict_is_exit_1(run: Run) -> None:
+    """Not an error, but not a verdict either."""
+    assert run("verdict", "never_seen").returncode == 1
+
+
+def test_status_shows_the_service_on_one_screen(busy_place: Place) -> None:
+    """Backlog, workers with what they serve, dead letters."""
+    worker = busy_place.workers[0]
+    wait_until(lambda: busy_place.broker.client().keys("moderation:worker:*"), "the worker to announce itself")
+    shown = moderation(busy_place.broker, "status").stdout
+    assert f"w{worker.metrics_port}@" in shown and str(busy_place.store.champion()) in shown
+    assert "uploads" in shown and "dead letters: 0" in shown
+    assert len(shown.splitlines()) < 30
+
+
+def test_the_exporter_needs_no_worker(broker: Broker) -> None:
+    """Backlog, age, dates in the future and dead letters are there before any worker was; readiness follows Redis."""
+    port = free_port()
+    environment = os.environ | {"MODERATION_REDIS_URL": broker.url, "MODERATION_EXPORTER_PORT": str(port)}
+    exporter = subprocess.Popen([sys.executable, "-m", "worker.cli", "exporter"], cwd=REPOSITORY, env=environment)
+    try:
+        raw = broker.client()
+        raw.xadd("moderation:uploads", {"content_id": "a"}, id="1000-0")
+        raw.xadd("moderation:backfill", {"content_id": "b"}, id="4000000000000-0")
+
+        def scrape() -> str:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+                    return str(reply.read().decode())
+            except OSError:
+                return ""
+
+        wait_until(lambda: 'moderation_waiting{stream="uploads"} 1.0' in scrape(), "the backlog in the metrics")
+        text = scrape()
+        assert 'moderation_waiting{stream="backfill"} 1.0' in text
+        assert 'moderation_in_work{stream="uploads"} 0.0' in text
+        age = next(
+            line for line in text.splitlines() if line.startswith('moderation_oldest_waiting_seconds{stream="uploads"')
+        )
+        assert float(age.rpartition(" ")[2]) > 1e9
+        assert 'moderation_intake_ahead_seconds{stream="uploads"} 0.0' in text
+        ahead = next(line for line in text.splitlines() if 'intake_ahead_seconds{stream="backfill"}' in line)
+        assert float(ahead.rpartition(" ")[2]) > 1e9
+        assert "moderation_dead_letter 0.0" in text
+    finally:
+        exporter.terminate()
+        assert exporter.wait(30) == 0
+
+
+def test_a_worker_pinned_to_a_gpu_has_its_own_name_and_port(place: Place) -> None:
+    """`moderation worker --gpu 3`: node gpu3@host, metrics port base + 3, and no other GPU is visible to it."""
+    base = free_port()
+    environment = os.environ | {
+        "MODERATION_REDIS_URL": place.broker.url,
+        "MODERATION_WEIGHTS_DIR": str(place.weights),
+        "MODERATION_CONTENT_URL": f"file://{place.content}/{{content_id}}",
+        "MODERATION_METRICS_PORT": str(base),
+        "MODERATION_DEVICE": "cpu",
+    }
+    script = (
+        "import atexit, os; import tests.support.tiny_app; from worker.cli import main; "
+        "atexit.register(lambda: print('visible:', os.environ.get('CUDA_VISIBLE_DEVICES'))); main()"
+    )
+    command = [sys.executable, "-c", script, "worker", "--gpu", "3"]
+    worker = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: place.broker.client().keys("moderation:worker:*"), "the worker to announce itself", 90)
+        info = place.broker.client().hgetall(place.broker.client().keys("moderation:worker:*")[0])
+        assert info[b"node"].startswith(b"gpu3@")
+        with urllib.request.urlopen(f"http://127.0.0.1:{base + 3}/readyz", timeout=10) as reply:
+            assert reply.status == 200
+    finally:
+        worker.terminate()
+        said, _ = worker.communicate(timeout=60)
+    assert worker.returncode == 0
+    assert "visible: 3\n" in said, "the only GPU that torch can see"

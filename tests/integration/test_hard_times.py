@@ -1,0 +1,160 @@
+"""Hung stores, full servers, dead neighbours, odd entries: work goes on, and nobody is blamed for them."""
+
+import json
+import os
+import time
+
+from celery import Celery
+
+from tests.support.place import Place
+from tests.support.waiting import wait_until
+
+
+def test_hung_fetches_stop_nobody_else(place: Place) -> None:
+    """Six pictures whose fetch never ends, through a kill: others are judged meanwhile, nothing is condemned."""
+    hung = [f"hung{n}" for n in range(6)]
+    for content_id in hung:
+        os.mkfifo(place.content / content_id)
+    first = place.start_worker(takeover_idle_s="2", fetch_timeout_s="1").wait_ready()
+    place.client.submit(hung)
+    wait_until(lambda: place.broker.client().xpending("moderation:uploads", "moderation")["pending"] == 6, "the claims")
+    first.kill()
+    place.start_worker(takeover_idle_s="2", fetch_timeout_s="1").wait_ready()
+    wait_until(lambda: place.workers[1].metric("moderation_reclaimed_total") >= 6, "the take-over", 30)
+    for _ in range(3):
+        assert place.judge(place.add(), timeout_s=30).popitem()[1].label == "approved"
+    raw = place.broker.client()
+    put_aside: set[str] = set()
+
+    def all_put_aside() -> bool:
+        put_aside.update(json.loads(member)["content_id"] for member in raw.zrange("moderation:retry", 0, -1))
+        return put_aside == set(hung)
+
+    wait_until(all_put_aside, "the hung ones to be put aside", 60)
+    assert raw.xlen("moderation:dead-letter") == 0
+    assert place.workers[1].get("/healthz")[0] == 200
+
+
+def test_a_dead_workers_claims_do_not_wait_for_the_backlog(place: Place) -> None:
+    """Two workers, a backlog, one killed: the first of its claims is taken over while most of the backlog waits."""
+    first = place.start_worker(takeover_idle_s="2").wait_ready()
+    second = place.start_worker(takeover_idle_s="2").wait_ready()
+    ids = [place.add() for _ in range(4000)]
+    place.client.submit(ids)
+    wait_until(lambda: first.metric("moderation_verdicts_total") > 20, "the first worker's verdicts")
+    first.kill()
+    wait_until(lambda: second.metric("moderation_reclaimed_total") > 0, "the take-over", 30)
+    assert len(place.entries()) < 3500, "the backlog was gone before: this shows nothing"
+    place.client.wait(ids, 180)
+    assert len(place.entries()) == 4000
+
+
+def test_entries_from_the_far_future_are_judged(place: Place) -> None:
+    """An entry ID beyond any date, and a first failure that is yet to come: verdicts all the same."""
+    worker = place.start_worker().wait_ready()
+    far, odd = place.add(), place.add(b"no picture")
+    raw = place.broker.client()
+    raw.xadd("moderation:uploads", {"content_id": odd, "failing_since_ms": "999999999999999"})
+    raw.xadd("moderation:uploads", {"content_id": far}, id="300000000000000-0")
+    found = place.client.wait([far, odd], 30)
+    assert found[far].label == "approved"
+    assert found[odd].reasons == ("unsupported_format",)
+    assert raw.xlen("moderation:uploads") == 0
+    assert place.judge(place.add()).popitem()[1].label == "approved"
+    assert worker.get("/healthz")[0] == 200
+
+
+def test_a_refusing_server_loses_no_task(place: Place) -> None:
+    """The server takes no entry while a Celery task is in work: its ID is enqueued once it does again."""
+    worker = place.start_worker().wait_ready()
+    raw = place.broker.client()
+    sender = Celery(broker=place.broker.url)
+    content_id = place.add()
+    raw.execute_command("ACL", "SETUSER", "default", "-xadd")
+    sender.send_task("moderation.moderate", args=[[content_id]], queue="moderation")
+    wait_until(lambda: worker.log().count("a task goes back") >= 2, "the task to be refused and come again", 30)
+    raw.execute_command("ACL", "SETUSER", "default", "+xadd")
+    assert place.client.wait(content_id, 120)[content_id].label == "approved"
+    assert "Traceback" not in worker.log()
+    sender.close()
+
+
+def test_tasks_with_wrong_arguments_are_kept(place: Place) -> None:
+    """Whatever was sent stands among the dead letters, whole."""
+    place.start_worker().wait_ready()
+    sender = Celery(broker=place.broker.url)
+    many = [f"id{n}" for n in range(257)]
+    sender.send_task("moderation.moderate", kwargs={"content_id": "x"}, queue="moderation")
+    sender.send_task("moderation.moderate", args=["x", False, False, 4], queue="moderation")
+    sender.send_task("moderation.moderate", args=["x"], kwargs={"self": 1}, queue="moderation")
+    sender.send_task("moderation.moderate", args=[many], queue="moderation")
+    raw = place.broker.client()
+    wait_until(lambda: raw.xlen("moderation:dead-letter") == 4, "the dead letters")
+    letters = [fields for _, fields in raw.xrange("moderation:dead-letter")]
+    assert {letter[b"reason"] for letter in letters} == {b"malformed_task"}
+    assert any(all(f'"{one}"'.encode() in letter[b"detail"] for one in many) for letter in letters)
+    sender.close()
+
+
+def test_a_client_leaves_a_master_that_became_a_replica(place: Place) -> None:
+    """Its old connections are closed at the refusal, so that the next call asks the address anew."""
+    raw = place.broker.client()
+    place.client.submit("before")
+    raw.replicaof("127.0.0.1", "1")
+    try:
+        place.client.submit("during")
+    except Exception as error:
+        assert "does not answer" in str(error)
+    else:
+        raise AssertionError("a replica took a write")
+    connections = place.client.redis.connection_pool
+    assert not any(connection.is_connected for connection in connections._available_connections)
+    raw.replicaof("NO", "ONE")
+    place.client.submit("after")
+
+
+def test_a_device_that_hangs_ends_the_process(place: Place) -> None:
+    """The watchdog ends it; another worker judges what it held, and nothing is condemned."""
+    ids = [place.add() for _ in range(5)]
+    hanging = place.start_worker(app="tests.support.hanging_app", forward_timeout_s="2", takeover_idle_s="2")
+    place.client.submit(ids)
+    assert hanging.process.wait(90) == 70
+    assert "forward pass" in hanging.log()
+    place.start_worker(takeover_idle_s="2").wait_ready()
+    started = time.monotonic()
+    assert {document.label for document in place.client.wait(ids, 60).values()} == {"approved"}
+    assert time.monotonic() - started < 60
+    assert place.broker.client().xlen("moderation:dead-letter") == 0
+
+
+def test_a_hung_fetch_does_not_keep_a_worker_from_stopping(place: Place) -> None:
+    """SIGTERM while a fetch never ends: its claim goes back, and the process exits 0."""
+    os.mkfifo(place.content / "stuck")
+    worker = place.start_worker(drain_s="1").wait_ready()
+    place.client.submit("stuck")
+    wait_until(lambda: place.broker.client().xpending("moderation:uploads", "moderation")["pending"] == 1, "the claim")
+    assert worker.stop(30) == 0
+
+
+def test_idle_hours_are_no_standstill(place: Place) -> None:
+    """A picture put aside by force leaves no stain: after any pause a worker that works is healthy."""
+    os.mkfifo(place.content / "stuck")
+    worker = place.start_worker(fetch_timeout_s="1", fetch_failed_retry_s="0").wait_ready()
+    assert place.judge("stuck", timeout_s=60)["stuck"].reasons == ("fetch_failed",)
+    assert place.judge(place.add()).popitem()[1].label == "approved"
+    assert worker.get("/healthz")[0] == 200
+
+
+def test_a_draining_worker_keeps_its_claims(place: Place) -> None:
+    """What it still holds is nobody else's while it drains, though that takes longer than a take-over."""
+    drain_s, takeover_s = 8.0, 2.0
+    os.mkfifo(place.content / "stuck")
+    first = place.start_worker(drain_s=str(drain_s), takeover_idle_s=str(takeover_s)).wait_ready()
+    place.client.submit("stuck")
+    wait_until(lambda: place.broker.client().xpending("moderation:uploads", "moderation")["pending"] == 1, "the claim")
+    second = place.start_worker(takeover_idle_s=str(takeover_s)).wait_ready()
+    first.process.terminate()
+    began = time.monotonic()
+    wait_until(lambda: second.metric("moderation_reclaimed_total") == 1, "the claim to be given back and taken", 60)
+    assert time.monotonic() - began >= drain_s - 1, "its claim was taken while it drained"
+    assert first.process.wait(30) == 0

@@ -1,0 +1,193 @@
+"""The publish step on a real server: which verdict stands, and that an entry leaves only with one."""
+
+import datetime
+
+import pytest
+import redis
+
+from tests.support.worker import Broker
+from worker import bus
+from worker.errors import UnavailableError
+from worker.intake import Entry, Intake
+from worker.publish import Outcome, Publisher
+from worker.verdict import Probabilities, Undecided, Verdict, parse
+
+TTL_S = 1000
+NOW = datetime.datetime(2026, 11, 24, tzinfo=datetime.UTC)
+SAID = {"weights": None, "engine": None, "content_sha256": "0" * 64, "frames": 1, "enqueued_at": NOW}
+
+
+def decided(label: str, *, ban: bool = False) -> Verdict:
+    """A verdict on `a`."""
+    placement = "removed" if ban else {"approved": "collective", "not_suitable": "author_only", "risked": "held"}[label]
+    shares = {name: float(name == label) for name in ("approved", "not_suitable", "risked")}
+    return Verdict(
+        content_id="a", label=label, ban=ban, review=placement == "held", placement=placement,
+        probabilities=Probabilities(**shares), **SAID,
+    )  # fmt: skip
+
+
+def undecided(reason: str = "unreadable") -> Undecided:
+    """An undecided outcome on `a`."""
+    return Undecided(content_id="a", placement="held", reasons=(reason,), **SAID)
+
+
+class Desk:
+    """Delivers `a` again and again and publishes what it is told."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.raw: redis.Redis = broker.client()
+        self._bus = bus.connect(broker.url)
+        self.intake = Intake(self._bus, "desk", 15)
+        self.intake.ensure_groups()
+        self.publisher = Publisher(self._bus, TTL_S)
+
+    def deliver(self, *, rescan: bool = False) -> Entry:
+        """One more entry for `a`, claimed."""
+        self.raw.xadd(bus.UPLOADS, {"content_id": "a", "rescan": int(rescan)})
+        return self.intake.read([bus.UPLOADS], 1)[0]
+
+    def publish(self, document: Verdict | Undecided, *, rescan: bool = False) -> str:
+        """What became of it."""
+        return self.publisher.publish([Outcome(self.deliver(rescan=rescan), document)])[0][0]
+
+    def standing(self) -> Verdict | Undecided:
+        """The verdict in force."""
+        return parse(self.raw.get(bus.verdict_key("a")))
+
+    def entries(self) -> int:
+        """Entries in the verdict stream."""
+        return int(self.raw.xlen(bus.VERDICTS))
+
+
+@pytest.fixture
+def desk(broker: Broker) -> Desk:
+    """A desk on this test's server."""
+    return Desk(broker)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "rescan", "became", "entries"),
+    [
+        (decided("approved"), decided("risked", ban=True), False, "duplicate", 1),
+        (decided("approved"), decided("risked", ban=True), True, "published", 2),
+        (decided("approved"), decided("approved"), True, "unchanged", 1),
+        (decided("risked"), decided("risked", ban=True), True, "published", 2),
+        (decided("approved"), undecided(), False, "duplicate", 1),
+        (decided("approved"), undecided(), True, "duplicate", 1),
+        (undecided(), decided("approved"), False, "published", 2),
+        (undecided(), undecided("not_found"), False, "duplicate", 1),
+        (undecided(), undecided("not_found"), True, "duplicate", 1),
+    ],
+)
+def test_which_verdict_stands(desk: Desk, first, second, rescan: bool, became: str, entries: int) -> None:
+    """The contract's rules for a second outcome on one content ID."""
+    assert desk.publish(first) == "published"
+    before = desk.standing()
+    assert desk.publish(second, rescan=rescan) == became
+    assert desk.entries() == entries
+    after = desk.standing()
+    if became == "published":
+        assert (after.label, after.ban) == (second.label, second.ban)
+        assert after.supersedes == before.to_dict()["decided_at"]
+    else:
+        assert after == before
+    assert desk.raw.xlen(bus.UPLOADS) == 0
+    assert 0 < desk.raw.ttl(bus.verdict_key("a")) <= TTL_S
+
+
+def test_who_lost_the_entry_publishes_nothing(desk: Desk) -> None:
+    """The same entry published twice, as by a worker that was stopped, taken over and resumed."""
+    entry = desk.deliver()
+    assert desk.publisher.publish([Outcome(entry, decided("approved"))])[0][0] == "published"
+    assert desk.publisher.publish([Outcome(entry, decided("risked", ban=True))])[0][0] == "gone"
+    assert desk.entries() == 1 and desk.standing().label == "approved"
+
+
+def test_times_are_the_servers(desk: Desk) -> None:
+    """decided_at is Redis's clock to the millisecond, written as everywhere."""
+    (_, at_ms, _), = desk.publisher.publish([Outcome(desk.deliver(), decided("approved"))])  # fmt: skip
+    moment = datetime.datetime.fromtimestamp(at_ms / 1000, datetime.UTC)
+    assert desk.standing().to_dict()["decided_at"] == moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at_ms % 1000:03d}Z"
+
+
+def test_dates_are_right_for_a_century(broker: Broker) -> None:
+    """The script's own calendar against Python's, leap years and century's end included."""
+    text = bus.script("verdicts")
+    iso = text[text.index("local function iso") : text.index("local function clock")]
+    raw = broker.client()
+    for day in range(0, 47_500, 97):
+        ms = day * 86_400_000 + 86_399_999
+        moment = datetime.datetime.fromtimestamp(ms // 1000, datetime.UTC)
+        assert raw.eval(f"{iso} return iso({ms})", 0) == moment.strftime("%Y-%m-%dT%H:%M:%S.999Z").encode()
+
+
+def test_a_dead_letter_and_its_verdict_are_one_step(desk: Desk) -> None:
+    """What is given up is undecided for everybody else, and kept with its reason."""
+    outcome = Outcome(desk.deliver(), undecided("model_failed"), dead_letter=("killed_its_worker", "three times"))
+    assert desk.publisher.publish([outcome])[0][0] == "published"
+    (_, letter), = desk.raw.xrange(bus.DEAD_LETTER)  # fmt: skip
+    assert (letter[b"content_id"], letter[b"reason"]) == (b"a", b"killed_its_worker")
+    assert desk.standing().reasons == ("model_failed",)
+
+
+def test_garbage_in_the_verdicts_place_is_replaced(desk: Desk) -> None:
+    """Somebody wrote there: the picture gets its verdict all the same."""
+    desk.raw.set(bus.verdict_key("a"), b"\xff not json")
+    assert desk.publish(decided("approved")) == "published"
+
+
+def test_a_failing_publish_loses_no_entry(desk: Desk) -> None:
+    """The verdict stream's key holds something else: the entry stays, and is published once that is mended."""
+    desk.raw.set(bus.VERDICTS, "no stream")
+    entry = desk.deliver()
+    assert isinstance(desk.publisher.publish([Outcome(entry, decided("approved"))])[0], UnavailableError)
+    assert desk.raw.xlen(bus.UPLOADS) == 1
+    desk.raw.delete(bus.VERDICTS)
+    assert desk.publisher.publish([Outcome(entry, decided("approved"))])[0][0] == "published"
+    assert desk.raw.xlen(bus.UPLOADS) == 0
+
+
+def test_scripts_survive_a_flush(desk: Desk) -> None:
+    """A fail-over or SCRIPT FLUSH forgets the scripts; they are sent again."""
+    assert desk.publish(decided("approved")) == "published"
+    desk.raw.script_flush()
+    assert desk.publish(decided("approved")) == "duplicate"
+    assert desk.intake.wake_due() == 0
+
+
+def test_a_hundred_outcomes_take_a_handful_of_calls(desk: Desk) -> None:
+    """Each is published, in the order given, and the server is asked once for many: not several times for each."""
+    ids = [f"many{number}" for number in range(100)]
+    for content_id in ids:
+        desk.raw.xadd(bus.UPLOADS, {"content_id": content_id})
+    entries = desk.intake.read([bus.UPLOADS], len(ids))
+    outcomes = [Outcome(e, decided("approved").model_copy(update={"content_id": e.content_id})) for e in entries]
+    desk.publish(undecided())  # the server knows the script
+    desk.raw.config_resetstat()
+    assert [became.result for became in desk.publisher.publish(outcomes)] == ["published"] * len(ids)
+    sent = {name: stat["calls"] for name, stat in desk.raw.info("commandstats").items()}
+    assert sent["cmdstat_evalsha"] <= 4
+    assert "cmdstat_script|exists" not in sent
+    assert [fields[b"content_id"].decode() for _, fields in desk.raw.xrange(bus.VERDICTS)][1:] == ids
+    assert desk.raw.xlen(bus.UPLOADS) == 0
+
+
+def test_one_refused_outcome_leaves_the_others_of_its_call_alone(desk: Desk) -> None:
+    """The server's error stands in its place, its entry stays in the intake, and the others are published."""
+    for content_id in ("before", "refused", "after"):
+        desk.raw.xadd(bus.UPLOADS, {"content_id": content_id})
+    entries = desk.intake.read([bus.UPLOADS], 3)
+    desk.raw.set(bus.DEAD_LETTER, "not a stream")
+    outcomes = [
+        Outcome(
+            entry,
+            undecided().model_copy(update={"content_id": entry.content_id}),
+            dead_letter=("why", "so") if entry.content_id == "refused" else None,
+        )
+        for entry in entries
+    ]
+    first, second, third = desk.publisher.publish(outcomes)
+    assert (first[0], third[0]) == ("published", "published")
+    assert isinstance(second, UnavailableError)
+    assert [fields[b"content_id"] for _, fields in desk.raw.xrange(bus.UPLOADS)] == [b"refused"]

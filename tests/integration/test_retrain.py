@@ -1,0 +1,345 @@
+"""`retrain` as schedulers run it: a real server, content folder and store, exit codes, metrics for Prometheus."""
+
+import errno
+import http.server
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.retraining import Moderators, Site
+from tests.support.store import publish_colours
+from tests.support.waiting import wait_until
+from tests.support.worker import Broker, free_port
+from trainer import ledger, locks
+from trainer.cli import run
+from trainer.collect import TEST_SHARE, part_of
+from trainer.errors import DataError, RefusedError
+from worker.model.weights import WeightsStore
+
+LAST_RUN = "moderation_retrain_last_run_timestamp_seconds"
+LAST_SUCCESS = "moderation_retrain_last_success_timestamp_seconds"
+PATIENCE_S = 300.0
+TO_TRAIN = next(name for name in map("new{}".format, range(100)) if part_of(name, TEST_SHARE) == "train")
+
+
+def metrics(text: str) -> dict[str, float]:
+    """Samples by name and, in brackets, label values."""
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return {s.name + "".join(f"[{value}]" for value in s.labels.values()): s.value for s in samples}
+
+
+def outcome(text: str) -> str:
+    """The one outcome that is 1."""
+    found = {name: value for name, value in metrics(text).items() if name.startswith("moderation_retrain_outcome")}
+    assert len(found) == 4 and sorted(found.values()) == [0, 0, 0, 1]
+    return next(name for name, value in found.items() if value == 1).partition("[")[2].rstrip("]")
+
+
+@pytest.fixture(scope="module")
+def first_night(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that is left by a first run of 72 decided pictures."""
+    folder = tmp_path_factory.mktemp("night")
+    broker = Broker(tmp_path_factory.mktemp("server"))
+    Moderators(folder, broker).first_night()
+    assert Site(folder, broker.url).run() == "promoted"
+    broker.stop()
+    return folder
+
+
+@pytest.fixture
+def site(first_night: Path, broker: Broker, tmp_path: Path) -> Site:
+    """The morning after the first run, for this test alone; its server knows no correction yet."""
+    folder = tmp_path / "site"
+    shutil.copytree(first_night, folder)
+    return Site(folder, broker.url)
+
+
+@pytest.fixture
+def moderators(site: Site, broker: Broker) -> Moderators:
+    return Moderators(site.folder, broker)
+
+
+@pytest.fixture
+def command(site: Site, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command line on the site, without what it may be given more."""
+    monkeypatch.setenv("MODERATION_REDIS_URL", site.redis_url)
+    monkeypatch.setenv("MODERATION_CONTENT_URL", f"file://{site.folder}/content/{{content_id}}")
+    monkeypatch.setenv("MODERATION_WEIGHTS_DIR", str(site.store.root))
+    monkeypatch.setenv("MODERATION_CACHE_DIR", str(site.folder / "cache"))
+    return ["retrain", "--data", str(site.data), "--metrics-file", str(site.metrics), "--base", "random:0"]
+
+
+class Gateway(http.server.ThreadingHTTPServer):
+    """Takes pushes and keeps them: (method, path, body)."""
+
+    def __init__(self) -> None:
+        self.pushes: list[tuple[str, str, str]] = []
+        super().__init__(("127.0.0.1", 0), _Push)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Push(http.server.BaseHTTPRequestHandler):
+    server: Gateway
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.server.pushes.append(("POST", self.path, body))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    with Gateway() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_the_first_run_makes_a_champion_and_its_metrics_say_how(first_night: Path) -> None:
+    site = Site(first_night, "redis://unused")
+    assert site.store.champion() == site.store.versions()[0]
+    text = site.metrics.read_text()
+    values = metrics(text)
+    assert outcome(text) == "promoted"
+    assert values[LAST_RUN] == values[LAST_SUCCESS]
+    assert (values["moderation_retrain_pictures[added]"], values["moderation_retrain_pictures[gone]"]) == (72, 0)
+    assert all(values[f"moderation_retrain_step_seconds[{step}]"] > 0 for step in ("collect", "check", "fit", "gate"))
+    parts = [v for name, v in values.items() if name.startswith("moderation_retrain_dataset_pictures")]
+    assert (len(parts), sum(parts)) == (6, 72)
+
+
+def test_nothing_new_fits_nothing_and_the_command_says_so(
+    site: Site, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 0, the champion's id on stdout, one sentence on stderr."""
+    before = site.store.champion()
+    assert run(command) == 0
+    heard = capsys.readouterr()
+    assert heard.out == f"nothing_new {before}\n"
+    assert heard.err.startswith(f"Nothing is new since {before}")
+    assert outcome(site.metrics.read_text()) == "nothing_new"
+    assert site.store.versions() == [before]
+
+
+def test_a_refusal_leaves_a_challenger_computes_only_what_is_new_and_is_not_repeated(
+    site: Site, moderators: Moderators, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some 20 test pictures show nothing within 0.02; the last success stays the one before."""
+    first, before = site.store.champion(), metrics(site.metrics.read_text())
+    moderators.decide(TO_TRAIN, "risked")
+    moderators.decide("away", "risked")
+    (site.folder / "content" / "away").unlink()
+    with pytest.raises(RefusedError, match="not shown to be as good"):
+        replace(site, margin=0.02).run()
+    heard = capsys.readouterr().err
+    in_cache = [int(line.partition(": ")[2].split(" of ")[0]) for line in heard.splitlines() if "in the cache" in line]
+    assert sum(in_cache) == 72, "all but the new one"
+    text = site.metrics.read_text()
+    after = metrics(text)
+    assert outcome(text) == "refused"
+    assert after[LAST_SUCCESS] == before[LAST_SUCCESS] < after[LAST_RUN]
+    assert (after["moderation_retrain_pictures[added]"], after["moderation_retrain_pictures[gone]"]) == (1, 1)
+    assert site.store.champion() == first
+    assert site.store.challenger() not in (None, first)
+    assert site.run() == "nothing_new", "what was refused is not fitted again until something is new"
+
+
+def test_a_version_that_a_person_took_out_of_service_stays_out(site: Site) -> None:
+    """The same pictures make the same version: no schedule puts it back."""
+    fitted = site.store.champion()
+    assert fitted is not None
+    other = publish_colours(site.store, promote=True)
+    site.store.promote(fitted, by="ada", why="it was better")
+    site.store.rollback(by="ada", why="it banned a cat")
+    with pytest.raises(RefusedError, match="ada took it out of service"):
+        replace(site, always=True).run()
+    assert (site.store.champion(), site.store.challenger()) == (other, fitted)
+
+
+def test_the_outcome_is_pushed_and_a_failure_keeps_the_last_success(
+    site: Site, gateway: Gateway, broker: Broker
+) -> None:
+    """A push adds to its group: what it leaves out stays as the one before said."""
+    assert site.run(pushgateway=gateway.url) == "nothing_new"
+    broker.stop()
+    with pytest.raises(Exception, match="Redis does not answer"):
+        site.run(pushgateway=gateway.url)
+    broker.start()
+    (method, path, good), (_, _, bad) = gateway.pushes
+    assert (method, path) == ("POST", "/metrics/job/moderation_retrain")
+    assert (outcome(good), outcome(bad)) == ("nothing_new", "failed")
+    assert LAST_SUCCESS in metrics(good) and LAST_SUCCESS not in metrics(bad)
+
+
+def test_a_gateway_that_is_away_changes_nothing(
+    command: list[str], site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence, which holds no password; exit code and metrics file are the run's."""
+    assert run([*command, "--pushgateway", f"http://ada:secret@127.0.0.1:{free_port()}"]) == 0
+    heard = capsys.readouterr().err
+    assert "could not be pushed to '127.0.0.1'" in heard and "secret" not in heard
+    assert outcome(site.metrics.read_text()) == "nothing_new"
+
+
+@pytest.mark.parametrize("held", ["data", "store"])
+def test_a_second_run_exits_5_and_leaves_the_metrics_to_the_first(
+    held: str, site: Site, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = site.metrics.read_text()
+    with locks.one_run(site.data if held == "data" else site.store.root, "folder", "--option", DataError):
+        assert run(command) == 5
+    heard = capsys.readouterr()
+    assert heard.err.startswith("Another training run works on the") and heard.err.count("\n") == 1
+    assert site.metrics.read_text() == before
+    assert run(command) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "setting", "word"),
+    [
+        (["--frobnicate"], "", "--frobnicate"),
+        (["--margin", "much"], "", "not a valid float"),
+        (["--margin", "2"], "", "margin"),
+        (["--test-share", "1"], "", "test share"),
+        (["--prevalence", "risked"], "", "risked=0.02"),
+        (["--pushgateway", "gateway:9091"], "", "http://"),
+        ([], "MODERATION_CONTENT_URL=file:///srv", "{content_id}"),
+        ([], "MODERATION_CONTENT_URL=file:///no/such/folder/{content_id}", "is not there"),
+        ([], "MODERATION_CONTENT_OPTIONS={", "JSON"),
+        ([], "MODERATION_REDIS_URL=http://127.0.0.1", "MODERATION_REDIS_URL"),
+    ],
+)
+def test_wrong_usage_exits_2_with_one_sentence_and_counts_as_a_failed_run(
+    more: list[str],
+    setting: str,
+    word: str,
+    site: Site,
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if setting:
+        monkeypatch.setenv(*setting.split("=", 1))
+    assert run([*command[:1], *more, *command[1:]]) == 2
+    heard = capsys.readouterr()
+    assert word in heard.err and heard.err.count("\n") == 1 and heard.out == ""
+    assert outcome(site.metrics.read_text()) == "failed"
+
+
+def test_a_metrics_file_in_no_folder_exits_2_before_anything_is_done(
+    site: Site, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "--metrics-file", str(site.folder / "none" / "x.prom")]) == 2
+    assert "--metrics-file" in capsys.readouterr().err
+
+
+def test_data_that_is_not_usable_exits_4_and_counts_as_failed(
+    command: list[str], site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A data set that has only begun: the folders are there, and the sentence says which is empty."""
+    begun = site.folder / "begun"
+    assert run([*command, "--data", str(begun)]) == 4
+    assert "is empty" in capsys.readouterr().err
+    assert outcome(site.metrics.read_text()) == "failed"
+    assert (begun / "test" / "interim" / "risked").is_dir()
+
+
+def test_a_server_that_is_away_exits_4(
+    command: list[str], broker: Broker, site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broker.stop()
+    assert run(command) == 4
+    assert capsys.readouterr().err.startswith("Redis does not answer")
+    assert outcome(site.metrics.read_text()) == "failed"
+    broker.start()
+
+
+def test_a_scheduler_that_loses_patience_still_gets_metrics(
+    site: Site, moderators: Moderators, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM once the collected picture is on disk: it stays, the outcome is written, exit 130."""
+    moderators.decide(TO_TRAIN, "risked")
+    before = ledger.read(site.data).cursor
+
+    def lose_patience() -> None:
+        wait_until(lambda: ledger.read(site.data).cursor != before, "the cursor to move", PATIENCE_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    standing = signal.signal(signal.SIGTERM, lambda *_: None)  # what it would do to this process otherwise
+    impatient = threading.Thread(target=lose_patience)
+    impatient.start()
+    try:
+        assert run(command) == 130
+    finally:
+        impatient.join()
+        signal.signal(signal.SIGTERM, standing)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("Interrupted")
+    assert outcome(site.metrics.read_text()) == "failed"
+    assert list(site.data.rglob(f"interim/risked/{TO_TRAIN}.png"))
+    assert len(site.store.versions()) == 1
+
+
+def test_a_content_store_that_hangs_does_not_keep_a_stopped_run(
+    site: Site, moderators: Moderators, command: list[str]
+) -> None:
+    """A pipe that says nothing stands in for a dead mount: the process ends at SIGTERM, with its metrics."""
+    moderators.decide(TO_TRAIN, "risked")
+    pipe = site.folder / "content" / TO_TRAIN
+    pipe.unlink()
+    os.mkfifo(pipe)
+    process = subprocess.Popen([sys.executable, "-m", "trainer.cli", *command], stderr=subprocess.PIPE, text=True)
+    held: list[int] = []
+
+    def read_from() -> bool:
+        try:
+            held.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError as error:
+            assert error.errno == errno.ENXIO  # nobody reads it yet
+        return bool(held)
+
+    try:
+        wait_until(read_from, "the run to read the picture", PATIENCE_S)
+        process.send_signal(signal.SIGTERM)
+        heard = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+        process.wait()
+        for descriptor in held:
+            os.close(descriptor)
+    assert process.returncode == 130, heard
+    assert heard.splitlines()[-1].startswith("Interrupted")
+    assert outcome(site.metrics.read_text()) == "failed"
+
+
+@pytest.mark.long
+def test_the_whole_job_with_the_real_network(broker: Broker, tmp_path: Path) -> None:
+    """From decisions in Redis to a champion, by the command itself; the second run finds nothing to do."""
+    site = Site(tmp_path, broker.url)
+    Moderators(tmp_path, broker).first_night()
+    environment = {
+        **os.environ,
+        "MODERATION_REDIS_URL": broker.url,
+        "MODERATION_CONTENT_URL": f"file://{tmp_path}/content/{{content_id}}",
+    }
+    words = ["--data", str(site.data), "--weights", str(site.store.root), "--cache", str(tmp_path / "cache")]
+    command = [sys.executable, "-m", "trainer.cli", "retrain", *words, "--base", "random:0"]
+    for expected in ("promoted", "nothing_new"):
+        ended = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
+        assert ended.returncode == 0, ended.stderr
+        champion = WeightsStore(site.store.root).champion()
+        assert ended.stdout == f"{expected} {champion}\n"

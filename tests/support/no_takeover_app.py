@@ -1,0 +1,13 @@
+"""The tiny app whose workers never take over what a dead one left: what the chaos suite must notice."""
+
+from tests.support.tiny_app import app
+from worker.intake import Entry, Intake
+
+
+def _takes_nothing(self: Intake, count: int) -> list[Entry]:
+    return []
+
+
+Intake.take_over = _takes_nothing
+
+__all__ = ["app"]

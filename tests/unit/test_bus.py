@@ -1,0 +1,59 @@
+"""The door to Redis: every foreign error becomes ours, no password leaks, every script loads."""
+
+import inspect
+from importlib.resources import files
+
+import pytest
+import redis
+
+from tests.support.worker import Broker, free_port
+from worker import bus
+from worker.errors import UnavailableError, UsageError
+
+FOREIGN = [
+    error
+    for _, error in inspect.getmembers(redis.exceptions, inspect.isclass)
+    if issubclass(error, redis.exceptions.RedisError)
+]
+
+
+@pytest.mark.parametrize("foreign", FOREIGN, ids=lambda error: error.__name__)
+def test_every_redis_error_becomes_ours(foreign: type[Exception]) -> None:
+    """Whatever redis-py raises, now or in its next version."""
+    error = foreign.__new__(foreign)
+    with pytest.raises((UnavailableError, UsageError)) as caught, bus.translated():
+        raise error
+    assert str(caught.value).endswith(".")
+
+
+def test_no_sentence_holds_the_password() -> None:
+    """Neither for a server that is away nor for one that refuses the user."""
+    client = bus.connect(f"redis://uploader:geheim@127.0.0.1:{free_port()}/0")
+    with pytest.raises(UnavailableError) as away:
+        bus.ping(client)
+    assert "geheim" not in str(away.value)
+
+
+@pytest.mark.parametrize("url", ["http://x", "redis://host:port/0", "redis://h:1/0?db=x"])
+def test_a_malformed_url_is_refused(url: str) -> None:
+    """One sentence that names the variable."""
+    with pytest.raises(UsageError, match="MODERATION_REDIS_URL"):
+        bus.connect(url)
+
+
+def test_the_broker_is_the_same_server() -> None:
+    """kombu gets what it needs for TLS, sockets and Sentinel."""
+    assert bus.celery_broker("redis://h:1/0", None) == ("redis://h:1/0", {})
+    assert bus.celery_broker("rediss://h:1/0", None) == ("rediss://h:1/0?ssl_cert_reqs=required", {})
+    assert bus.celery_broker("unix:///run/redis.sock", None) == ("redis+socket:///run/redis.sock?virtual_host=0", {})
+    url, options = bus.celery_broker("redis://u:p@a:1,b/3", "m")
+    assert url == "sentinel://u:p@a:1/3;sentinel://u:p@b:26379/3"
+    assert options == {"master_name": "m"}
+
+
+def test_every_script_loads(broker: Broker) -> None:
+    """The server accepts each of them."""
+    names = [path.name.removesuffix(".lua") for path in files("worker").joinpath("lua").iterdir()]
+    assert "publish" in names
+    for name in names:
+        assert broker.client().script_load(bus.script(name))

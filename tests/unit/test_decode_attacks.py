@@ -1,0 +1,299 @@
+"""What `test_decode` does not try: decoders that lie, starve and wear out, and what each of them costs others."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support import lying_decoder
+from tests.support.processes import decoders_of
+from tests.support.waiting import wait_until
+from tests.support.worker import REPOSITORY
+from worker.decode import PICTURES_A_PROCESS, START_FAILURES, DecoderPool
+from worker.errors import ContentError, UnavailableError
+from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing
+
+PARAMETERS = Preprocessing(resize=32, crop=32)
+PATIENCE_S = 90
+MEMORY_BYTES = 256 * 2**20
+TIMEOUT_S = 20.0  # far beyond what any harmless picture here takes, on a busy machine too
+
+MakePool = Callable[..., DecoderPool]
+
+
+@pytest.fixture
+def restarts() -> list[str]:
+    """The causes that `on_restart` was told."""
+    return []
+
+
+@pytest.fixture
+def make_pool(restarts: list[str]) -> Iterator[MakePool]:
+    """Makes pools of two processes that run the lying decoder; sees to it that none of their processes is left."""
+    made: list[DecoderPool] = []
+
+    def make(processes: int = 2, timeout_s: float = TIMEOUT_S, memory_bytes: int = MEMORY_BYTES) -> DecoderPool:
+        pool = DecoderPool(
+            PARAMETERS,
+            DecodeLimits(),
+            processes=processes,
+            timeout_s=timeout_s,
+            memory_bytes=memory_bytes,
+            on_restart=restarts.append,
+            decode=lying_decoder.decode,
+        )
+        made.append(pool)
+        return pool
+
+    yield make
+    for pool in made:
+        pool.close()
+    assert decoders_of(os.getpid()) == []
+
+
+def harmless(count: int, size: int = 1000) -> list[bytes]:
+    """Different pictures that the lying decoder reads."""
+    return [b"harmless %d " % number + random.randbytes(size) for number in range(count)]
+
+
+def is_answer(future: "Future[Decoded]", data: bytes) -> bool:
+    """Whether the future gives what decoding `data` gives."""
+    decoded = future.result(PATIENCE_S)
+    wanted = lying_decoder.answer(data, PARAMETERS)
+    return (decoded.format, decoded.width, decoded.height) == (wanted.format, wanted.width, wanted.height) and bool(
+        np.array_equal(decoded.frames, wanted.frames)
+    )
+
+
+def reason(future: "Future[Decoded]") -> str:
+    """Why there are no frames."""
+    error = future.exception(PATIENCE_S)
+    assert isinstance(error, ContentError), error
+    return error.reason
+
+
+def wait_started(pool: DecoderPool, processes: int = 2) -> None:
+    """Returns once every process of the pool takes pictures."""
+    for future in [pool.submit(b"sleep 0.1 %d" % number) for number in range(2 * processes)]:
+        future.result(PATIENCE_S)
+    wait_until(lambda: len(decoders_of(os.getpid())) == processes, "all decoders run")
+
+
+@pytest.mark.parametrize("word", [b"interrupt", b"unpicklable", b"odd shape"])
+def test_a_decoder_that_breaks_its_word_condemns_that_picture(
+    make_pool: MakePool, restarts: list[str], word: bytes
+) -> None:
+    """Whatever it raises or answers, the picture is `decoder_crashed` and the process goes on."""
+    pool = make_pool()
+    assert reason(pool.submit(word)) == "decoder_crashed"
+    assert is_answer(pool.submit(b"harmless"), b"harmless")
+    assert restarts == []
+
+
+@pytest.mark.parametrize("how", ["pickle", "size", "json", "list", "reason", "frames", "numbers"])
+def test_a_process_taken_over_can_lie_about_its_picture_alone(
+    make_pool: MakePool, restarts: list[str], how: str, tmp_path: Path
+) -> None:
+    """Garbage on its socket is no answer and is never unpickled; the process is ended, its neighbour not disturbed."""
+    trap = tmp_path / "unpickled"
+    pool = make_pool()
+    pictures = harmless(10)
+    futures = [pool.submit(data) for data in pictures]
+    lie = pool.submit(b"lie " + json.dumps({"how": how, "folder": str(trap)}).encode())
+    assert reason(lie) == "decoder_crashed"
+    assert all(is_answer(future, data) for future, data in zip(futures, pictures, strict=True))
+    assert is_answer(pool.submit(b"harmless"), b"harmless")
+    assert not trap.exists()
+    assert "timeout" not in restarts
+
+
+def test_a_process_taken_over_is_told_no_secret(
+    make_pool: MakePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its environment, as it is and as it was at the start, nor a command line holds a password or a key."""
+    monkeypatch.setenv("MODERATION_REDIS_URL", "rediss://worker:geheim@redis:6379/0")
+    monkeypatch.setenv("MODERATION_CONTENT_OPTIONS", '{"secret": "geheim"}')
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "geheim")
+    told = tmp_path / "told"
+    make_pool(processes=1).submit(b"tell " + bytes(told)).result(PATIENCE_S)
+    known = told.read_text()
+    assert "OPENBLAS_NUM_THREADS" in known and "decoder_process" in known, "or it knows nothing at all"
+    assert "geheim" not in known and "MODERATION_" not in known and "AWS_" not in known
+
+
+PEEK = """
+import ctypes, os, subprocess
+from worker.decode import DecoderPool
+from worker.model.preprocessing import DecodeLimits, Preprocessing
+if os.getuid() == 0:  # root may read everything: be nobody
+    os.setgroups([]), os.setgid(65534), os.setuid(65534)
+    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # as any process starts that has not changed its user
+peek = lambda: subprocess.run(["cat", f"/proc/{os.getpid()}/environ"], capture_output=True).stdout
+before = peek()
+pool = DecoderPool(Preprocessing(), DecodeLimits(), processes=0, timeout_s=1, memory_bytes=1)
+print(b"geheim" in before, b"geheim" in peek())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc to read it from")
+def test_whoever_has_decoders_is_closed_to_them() -> None:
+    """Before there is a pool any process of the same user reads its environment, passwords included; then none does."""
+    command = [sys.executable, "-c", PEEK]
+    environment = {**os.environ, "SECRET": "geheim"}
+    said = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60)
+    assert said.stdout.split() == ["True", "False"], said.stderr
+
+
+def test_ending_as_if_all_were_well_is_a_crash(make_pool: MakePool, restarts: list[str]) -> None:
+    """Exit code 0 in the middle of a picture: noticed at once, not when the time is over."""
+    pool = make_pool()
+    assert reason(pool.submit(b"exit")) == "decoder_crashed"
+    assert restarts == ["crash", "crash"]
+
+
+def test_a_picture_that_spins_costs_its_time_limit_and_nobody_elses(make_pool: MakePool, restarts: list[str]) -> None:
+    """`decode_timeout` about when the limit says, from inside C code too; the neighbours do not wait for it."""
+    pool = make_pool(timeout_s=3.0)
+    wait_started(pool)
+    started = time.monotonic()
+    bad = pool.submit(b"spin")
+    pictures = harmless(30)
+    futures = [pool.submit(data) for data in pictures]
+    assert all(is_answer(future, data) for future, data in zip(futures, pictures, strict=True))
+    assert not bad.done()
+    assert reason(bad) == "decode_timeout"
+    assert 2.9 <= time.monotonic() - started < 15
+    assert restarts == ["timeout"]
+
+
+def test_waiting_in_the_queue_is_no_time_of_the_picture(make_pool: MakePool) -> None:
+    """The limit counts from the start of decoding: a long queue times nobody out."""
+    pool = make_pool(processes=1, timeout_s=2.0)
+    for future in [pool.submit(b"sleep 0.4 %d" % number) for number in range(7)]:
+        future.result(PATIENCE_S)
+
+
+def test_a_picture_that_grows_is_stopped_at_the_memory_limit(make_pool: MakePool, restarts: list[str]) -> None:
+    """`too_large`; this process grows by none of it, and the decoder goes on."""
+    pool = make_pool()
+    wait_started(pool)
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    bad = [pool.submit(b"grow %d" % number) for number in range(4)]
+    pictures = harmless(10)
+    futures = [pool.submit(data) for data in pictures]
+    assert {reason(future) for future in bad} == {"too_large"}
+    assert all(is_answer(future, data) for future, data in zip(futures, pictures, strict=True))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < MEMORY_BYTES / 1024 / 4
+    assert restarts == []
+
+
+def test_bytes_beyond_a_decoders_memory_are_too_large(make_pool: MakePool, restarts: list[str]) -> None:
+    """What cannot even be handed over is refused, and kills nothing."""
+    pool = make_pool(memory_bytes=64 * 2**20)
+    huge = pool.submit(bytes(100 * 2**20))
+    assert is_answer(pool.submit(b"harmless"), b"harmless")
+    assert reason(huge) == "too_large"
+    assert restarts == []
+
+
+def test_kills_in_the_middle_of_large_answers_stop_nobody(make_pool: MakePool, restarts: list[str]) -> None:
+    """All decoders killed again and again while they send eight frames each: no wrong, lost or blamed picture."""
+    pool = make_pool()
+    wait_started(pool)
+    pictures = [b"film " + random.randbytes(200_000) for _ in range(200)]
+    futures = [pool.submit(data) for data in pictures]
+    for share in (0.1, 0.4, 0.7):
+        wait_until(lambda share=share: sum(f.done() for f in futures) >= share * len(futures), "some are decoded")
+        for pid in decoders_of(os.getpid()):
+            os.kill(pid, signal.SIGKILL)
+    assert all(is_answer(future, data) for future, data in zip(futures, pictures, strict=True))
+    assert set(restarts) == {"killed"}
+
+
+def test_a_worn_out_process_is_replaced(make_pool: MakePool, restarts: list[str]) -> None:
+    """After so many pictures a process ends, so that what they left behind in it does not add up."""
+    pool = make_pool(processes=1)
+    wait_started(pool, processes=1)
+    first = decoders_of(os.getpid())
+    for future in [pool.submit(data) for data in harmless(PICTURES_A_PROCESS + 1, size=10)]:
+        future.result(PATIENCE_S)
+    assert decoders_of(os.getpid()) != first
+    assert restarts == []
+
+
+def test_closing_while_the_processes_start_leaves_none(make_pool: MakePool) -> None:
+    """UnavailableError for what waits; closing twice is fine; submitting afterwards brings no process to life."""
+    pool = make_pool()
+    waiting = pool.submit(b"harmless")
+    pool.close()
+    pool.close()
+    assert isinstance(waiting.exception(0), UnavailableError)
+    assert isinstance(pool.submit(b"harmless").exception(0), UnavailableError)
+    assert decoders_of(os.getpid()) == []
+
+
+def test_no_thread_outlives_the_pool(make_pool: MakePool) -> None:
+    """`close` returns when the pool's own threads have ended."""
+    before = set(threading.enumerate())
+    pool = make_pool()
+    pool.submit(b"harmless").result(PATIENCE_S)
+    pool.close()
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_cancelled_picture_disturbs_nobody(make_pool: MakePool, restarts: list[str]) -> None:
+    """Whoever loses interest may cancel what is not in work yet."""
+    pool = make_pool(processes=1)
+    busy = pool.submit(b"sleep 1")
+    wait_until(busy.running, "the decoder is busy")
+    cancelled, other = pool.submit(b"exit"), pool.submit(b"harmless")
+    assert cancelled.cancel()
+    assert is_answer(other, b"harmless")
+    assert restarts == []
+
+
+def test_processes_that_cannot_start_are_spoken_of(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`check` raises UnavailableError after some attempts, instead of letting everybody wait for ever."""
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    pool = make_pool()
+    waiting = pool.submit(b"harmless")
+
+    def speaks() -> bool:
+        try:
+            pool.check()
+        except UnavailableError:
+            return True
+        return False
+
+    wait_until(speaks, f"{START_FAILURES} starts failed")
+    assert not waiting.done()
+    monkeypatch.undo()
+    assert is_answer(waiting, b"harmless")
+    pool.check()
+
+
+def test_decoders_load_no_torch_whatever_started_them() -> None:
+    """A process costs what reading pictures costs, also where the main module has imported torch."""
+    program = (
+        "import torch, os; from worker.decode import DecoderPool; from worker.model.preprocessing import *;"
+        "from tests.support.processes import decoders_of;"
+        "pool = DecoderPool(Preprocessing(), DecodeLimits(), processes=1, timeout_s=60, memory_bytes=2**30);"
+        "pool.submit(b'').exception();"
+        "maps = open(f'/proc/{decoders_of(os.getpid())[0]}/maps').read();"
+        "print('torch' in maps, 'PIL' in maps); pool.close()"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )
+    assert said.stdout == "False True\n"

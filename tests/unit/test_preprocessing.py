@@ -1,0 +1,336 @@
+"""Bytes to frames: what is shown to the network, and what is refused with which reason."""
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+from torchvision.transforms import CenterCrop, Compose, Resize
+
+from worker.errors import ContentError, UsageError, WeightsError
+from worker.model.pixels import to_rgb
+from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing, decode, frames_to_judge
+
+PREPROCESSING = Preprocessing()
+LIMITS = DecodeLimits()
+BLUE = (20, 40, 200)
+WHITE = (255, 255, 255)
+
+
+def encoded(image: Image.Image, image_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def animation(image_format: str, colours: list[tuple[int, int, int]], durations_ms: list[int]) -> bytes:
+    frames = [Image.new("RGB", (40, 40), colour) for colour in colours]
+    options = {"save_all": True, "append_images": frames[1:], "duration": durations_ms, "loop": 0}
+    if image_format in ("WEBP", "PNG"):
+        options["lossless" if image_format == "WEBP" else "optimize"] = image_format == "WEBP"
+    return encoded(frames[0], image_format, **options)
+
+
+def noise(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def seen(data: bytes) -> Decoded:
+    return decode(data, PREPROCESSING, LIMITS)
+
+
+def centre(data: bytes) -> tuple[int, ...]:
+    return tuple(int(level) for level in seen(data).frames[0, 112, 112])
+
+
+def refused(data: bytes, limits: DecodeLimits = LIMITS) -> str:
+    with pytest.raises(ContentError) as caught:
+        decode(data, PREPROCESSING, limits)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP"])
+def test_each_format_becomes_one_frame_of_its_colour(image_format: str) -> None:
+    """Every listed format is opened; a still has one frame of crop x crop pixels and keeps its name and size."""
+    decoded = seen(encoded(Image.new("RGB", (300, 280), BLUE), image_format))
+    assert decoded.frames.shape == (1, 224, 224, 3)
+    assert decoded.frames.dtype == np.uint8
+    assert (decoded.format, decoded.width, decoded.height) == (image_format, 300, 280)
+    assert np.abs(decoded.frames[0].astype(int) - BLUE).max() <= 6
+
+
+@pytest.mark.parametrize("size", [(640, 480), (333, 517), (256, 256), (100, 30), (257, 3000), (1, 50), (1999, 1000)])
+def test_pixels_are_those_of_torchvision(size: tuple[int, int]) -> None:
+    """Resize then CenterCrop of torchvision on the same picture gives the same pixels, up to one rounding."""
+    image = noise(*size)
+    expected = np.asarray(Compose([Resize(256), CenterCrop(224)])(image)).astype(int)
+    assert np.abs(seen(encoded(image, "PNG")).frames[0] - expected).max() <= 1
+
+
+def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same() -> None:
+    """Decoding a large JPEG at a fraction of its size changes levels by a few steps at most."""
+    data = encoded(noise(60, 40).resize((2400, 1600), Image.Resampling.BICUBIC), "JPEG", quality=90)
+    whole = Compose([Resize(256), CenterCrop(224)])(Image.open(io.BytesIO(data)))
+    difference = np.abs(seen(data).frames[0] - np.asarray(whole).astype(int))
+    assert difference.max() <= 4
+    assert difference.mean() < 0.5
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+def test_extreme_sides_need_no_memory(size: tuple[int, int]) -> None:
+    """A line of 60,000 pixels is judged; scaling it as a whole would take 11 GB."""
+    assert (seen(encoded(Image.new("RGB", size, BLUE), "PNG")).frames == BLUE).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    """A picture is judged as it is shown: turned and mirrored as its EXIF block says."""
+    image = noise(30, 20).resize((300, 200))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(image, "PNG", exif=exif)
+    decoded = seen(data)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert (decoded.width, decoded.height) == upright.size
+    assert np.abs(decoded.frames - seen(encoded(upright, "PNG", exif=b"")).frames.astype(int)).max() <= 1
+
+
+def test_a_broken_exif_block_does_not_spoil_the_picture() -> None:
+    """EXIF that contradicts itself is ignored, as browsers do."""
+    broken = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12\0\x03\0\0\0\x01"
+    assert seen(encoded(Image.new("RGB", (40, 40), BLUE), "JPEG", exif=broken)).frames.shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: Image.new("RGBA", (40, 40), (*BLUE, 0)), WHITE),
+        (lambda: Image.new("RGBA", (40, 40), (*BLUE, 255)), BLUE),
+        (lambda: Image.new("LA", (40, 40), (0, 0)), WHITE),
+        (lambda: Image.new("LA", (40, 40), (0, 128)), (127, 127, 127)),
+        (lambda: Image.new("L", (40, 40), 90), (90, 90, 90)),
+        (lambda: Image.new("1", (40, 40), 1), WHITE),
+        (lambda: Image.new("RGB", (40, 40), BLUE).quantize(4), BLUE),
+        (lambda: Image.fromarray(np.full((40, 40), 32896, np.uint16)), (128, 128, 128)),
+        (lambda: Image.fromarray(np.full((40, 40), 65535, np.uint16)), WHITE),
+    ],
+)
+def test_modes_become_rgb_on_white(make: Callable[[], Image.Image], expected: tuple[int, int, int]) -> None:
+    """Transparency lies on white; 16 bits are scaled to 8, not cut off."""
+    assert centre(encoded(make(), "PNG")) == expected
+
+
+def test_cmyk_becomes_rgb() -> None:
+    """A print-ready JPEG is judged by its colours."""
+    red = centre(encoded(Image.new("CMYK", (40, 40), (0, 255, 255, 0)), "JPEG"))
+    assert red[0] > 240
+    assert max(red[1:]) < 15
+
+
+def test_palette_with_transparent_entries_lies_on_white() -> None:
+    """Both forms of palette transparency: one index, and an alpha level for each entry."""
+    image = Image.new("P", (40, 40), 1)
+    image.putpalette([0, 0, 0, *BLUE])
+    assert centre(encoded(image, "PNG", transparency=1)) == WHITE
+    assert centre(encoded(image, "PNG", transparency=b"\xff\x00")) == WHITE
+    assert centre(encoded(image, "PNG", transparency=0)) == BLUE
+
+
+def test_transparent_16_bit_level_lies_on_white() -> None:
+    """A 16-bit grey level named as transparent is shown white."""
+    image = Image.fromarray(np.full((40, 40), 4660, np.uint16))
+    assert centre(encoded(image, "PNG", transparency=4660)) == WHITE
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "1",
+        "L",
+        "P",
+        "RGB",
+        "RGBA",
+        "RGBX",
+        "CMYK",
+        "YCbCr",
+        "LAB",
+        "HSV",
+        "I",
+        "F",
+        "LA",
+        "PA",
+        "La",
+        "RGBa",
+        "I;16",
+        "I;16L",
+        "I;16B",
+    ],
+)
+def test_every_mode_of_pillow_becomes_rgb(mode: str) -> None:
+    """Whatever mode a plugin yields, it becomes RGB of the same size."""
+    rgb = to_rgb(Image.new(mode, (5, 4)))
+    assert (rgb.mode, rgb.size) == ("RGB", (5, 4))
+
+
+def test_levels_out_of_range_are_clipped() -> None:
+    """Integer and float pictures beyond the range are clipped, and what is no number is black."""
+    assert to_rgb(Image.fromarray(np.array([[-5, 70_000]], np.int32))).getpixel((1, 0)) == WHITE
+    floats = Image.fromarray(np.array([[np.nan, 1e9, -3.0, 99.6]], np.float32))
+    assert np.asarray(to_rgb(floats))[0, :, 0].tolist() == [0, 255, 0, 100]
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "PNG", "WEBP"])
+def test_a_short_animation_is_judged_whole(image_format: str) -> None:
+    """Up to max_frames frames are all judged, in order, however briefly they are shown."""
+    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
+    frames = seen(animation(image_format, colours, [5000, 20, 20])).frames
+    assert len(frames) == 3
+    assert [int(frame[112, 112].argmax()) for frame in frames] == [0, 1, 2]
+
+
+def test_an_animated_avif_is_judged_whole() -> None:
+    """AVIF sequences are animations like the others."""
+    data = encoded(
+        Image.new("RGB", (64, 64), (250, 0, 0)),
+        "AVIF",
+        save_all=True,
+        duration=[100, 100],
+        append_images=[Image.new("RGB", (64, 64), (0, 250, 0))],
+    )
+    assert [int(frame[112, 112].argmax()) for frame in seen(data).frames] == [0, 1]
+
+
+def test_a_long_animation_is_judged_by_frames_spread_over_its_time() -> None:
+    """No more than max_frames of 30 frames, the first among them, and some of the last third."""
+    colours = [(8 * index, 0, 0) for index in range(30)]
+    frames = seen(animation("GIF", colours, [100] * 30)).frames
+    reds = [int(frame[112, 112, 0]) for frame in frames]
+    assert len(reds) == 8
+    assert reds[0] == 0
+    assert reds == sorted(reds)
+    assert reds[-1] >= 8 * 20
+
+
+def test_one_long_frame_does_not_hide_the_rest() -> None:
+    """Where one frame takes nearly all of the time, the others fill the remaining places, the longest first."""
+    assert frames_to_judge([60_000.0, 50.0, 80.0, 50.0], 3) == [0, 1, 2]
+    assert frames_to_judge([50.0, 60_000.0, 50.0, 50.0, 90.0], 3) == [0, 1, 4]
+
+
+def test_frames_without_a_duration_count_like_browsers_show_them() -> None:
+    """A duration of 0 to 10 ms is shown for 100 ms and counts as much as 100 ms written out."""
+    assert frames_to_judge([0.0, 0.0, 5.0, 10.0, *[100.0] * 4], 4) == [0, 2, 4, 6]
+
+
+@given(st.lists(st.floats(0, 1e7), min_size=1, max_size=60), st.integers(1, 12))
+def test_judged_frames_are_sorted_distinct_and_begin_with_the_first(durations: list[float], most: int) -> None:
+    """For any durations: as many frames as there are or may be, in order, the first one included."""
+    chosen = frames_to_judge(durations, most)
+    assert chosen == sorted(set(chosen))
+    assert chosen[0] == 0
+    assert chosen[-1] < len(durations)
+    assert len(chosen) == min(most, len(durations))
+
+
+def test_a_broken_later_frame_makes_the_whole_unreadable() -> None:
+    """An animation that cannot be seen to its end is not judged by its beginning."""
+    whole = animation("GIF", [(250, 0, 0), (0, 250, 0), (0, 0, 250)], [100] * 3)
+    noisy = [noise(64, 64), noise(65, 64).crop((0, 0, 64, 64)), noise(66, 64).crop((0, 0, 64, 64))]
+    whole = encoded(noisy[0], "GIF", save_all=True, append_images=noisy[1:], duration=100)
+    assert len(seen(whole).frames) == 3
+    assert refused(whole[: len(whole) - 500]) == "unreadable"
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP"])
+def test_a_truncated_picture_is_unreadable(image_format: str) -> None:
+    """Half a file is never judged, whatever its format."""
+    data = encoded(noise(120, 90), image_format)
+    assert refused(data[: len(data) // 2]) == "unreadable"
+
+
+@pytest.mark.parametrize("magic", [b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"RIFF\0\0\0\0WEBPVP8 "])
+def test_a_known_beginning_with_nothing_behind_is_unreadable(magic: bytes) -> None:
+    """What begins like one of the formats is broken, not of another format."""
+    assert refused(magic + b"\0" * 40) == "unreadable"
+
+
+def test_an_empty_file_is_unreadable() -> None:
+    """Nothing at all is a failed upload rather than another format."""
+    assert refused(b"") == "unreadable"
+
+
+@pytest.mark.parametrize("image_format", ["TIFF", "PPM", "ICO", "JPEG2000", "PDF"])
+def test_other_formats_are_unsupported(image_format: str) -> None:
+    """What Pillow could open but is not listed is named as such, and so is text."""
+    assert refused(encoded(Image.new("RGB", (32, 32)), image_format)) == "unsupported_format"
+    assert refused(b"<svg xmlns='http://www.w3.org/2000/svg'/>") == "unsupported_format"
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:
+    """The size in the header decides; a file without any pixel data behind it is refused the same way."""
+    data = encoded(Image.new("RGB", (101, 100)), "PNG")
+    assert refused(data, DecodeLimits(max_pixels=10_000)) == "too_large"
+    assert refused(data[:60], DecodeLimits(max_pixels=10_000)) == "too_large"
+    assert decode(data, PREPROCESSING, DecodeLimits(max_pixels=10_100)).width == 101
+
+
+def test_a_bomb_is_refused() -> None:
+    """A header that promises billions of pixels is `too_large`, whatever the limit."""
+    header = b"BM" + b"\0" * 12 + (40).to_bytes(4, "little") + (100_000).to_bytes(4, "little") * 2
+    header += (1).to_bytes(2, "little") + (24).to_bytes(2, "little") + b"\0" * 24
+    assert refused(header) == "too_large"
+
+
+def test_limits_check_themselves() -> None:
+    """A limit that Pillow's own would undercut, or that lets nothing through, is refused when it is made."""
+    for pixels in (0, 10**9):
+        with pytest.raises(UsageError):
+            DecodeLimits(max_pixels=pixels)
+
+
+def test_preprocessing_reads_back_what_it_writes() -> None:
+    """The manifest's form and the value are the same thing; whole numbers for mean and std are numbers too."""
+    assert Preprocessing.from_json(PREPROCESSING.to_json()) == PREPROCESSING
+    assert Preprocessing.from_json({**PREPROCESSING.to_json(), "mean": [0, 0, 0]}).mean == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"resize": 0},
+        {"resize": 256.0},
+        {"crop": 300},
+        {"crop": True},
+        {"mean": [0.5]},
+        {"std": [1.0, 0.0, 1.0]},
+        {"mean": "abc"},
+        {"mean": [float("nan")] * 3},
+        {"interpolation": "nearest"},
+        {"max_frames": 0},
+        {"gamma": 2.2},
+    ],
+)
+def test_preprocessing_that_cannot_be_served_is_refused(change: dict[str, object]) -> None:
+    """An unknown field or value never becomes a silently different picture."""
+    with pytest.raises(WeightsError):
+        Preprocessing.from_json({**PREPROCESSING.to_json(), **change})
+
+
+def test_a_missing_field_is_refused() -> None:
+    """Defaults are for new versions, not for a manifest that lost a field."""
+    document = PREPROCESSING.to_json()
+    del document["std"]
+    with pytest.raises(WeightsError):
+        Preprocessing.from_json(document)
+
+
+def test_decoder_processes_do_not_load_torch() -> None:
+    """Importing the module brings in neither torch nor anything of it: decoders start fast and stay small."""
+    code = "import sys, worker.model.preprocessing; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,167 @@
+"""Settings: read from the environment and `.env`, refused in one sentence that names the variable at fault."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.worker import REPOSITORY
+from worker import settings
+from worker.cores import usable
+from worker.errors import UsageError
+
+OUT_OF_RANGE = {
+    "redis_url": ["", "http://127.0.0.1", "127.0.0.1:6379", "amqp://guest@localhost"],
+    "content_url": ["", "/srv/content/{content_id}", "file:///srv/content/", "file:///{content_id}/{content_id}"],
+    "content_options": ["{", "[1]", "5", "endpoint=x"],
+    "content_max_bytes": ["0", "-1", "1.5", "20 MB", "1073741825"],
+    "fetch_timeout_s": ["0", "-1", "nan", "inf", "10s"],
+    "fetch_threads": ["0", "1025", "many"],
+    "not_found_retry_s": ["-1", "nan", "inf", ""],
+    "fetch_failed_retry_s": ["-1", "nan", "inf", "an hour"],
+    "device": ["gpu", "CPU", ""],
+    "precision": ["fp16", "tf32", ""],
+    "max_batch": ["0", "4097", "-1", ""],
+    "torch_threads": ["-1", "1025", "all"],
+    "decoders": ["-1", "1025", "all"],
+    "decode_timeout_s": ["0", "-1", "nan", "inf"],
+    "decode_memory_mb": ["0", "63", "-1", "1 GB"],
+    "decode_max_pixels": ["0", "-1", "89478486"],
+    "review_placement": ["removed", "collective", ""],
+    "audit_share": ["-0.1", "1.1", "nan", "5%"],
+    "intake_max": ["-1", "1", "255", "1000000001", "many"],
+    "ban_quota_share": ["-0.1", "1.1", "nan", "20%"],
+    "ban_quota_count": ["-1", "1000000001", "none"],
+    "verdict_ttl_s": ["0", "-1", "inf", "315360001", "a week"],
+    "claim_deadline_s": ["0", "-1", "nan", "inf"],
+    "takeover_idle_s": ["0", "-1", "nan", "inf"],
+    "forward_timeout_s": ["0", "-1", "nan", "inf"],
+    "drain_s": ["-1", "nan", "inf"],
+    "metrics_port": ["-1", "65536", "http", ""],
+    "exporter_port": ["0", "-1", "65536"],
+    "log_format": ["xml", ""],
+    "log_level": ["debug", "ALL", ""],
+}
+# Any text is a good value: what it names is looked for by whoever uses it.
+ANY_TEXT = {"sentinel_master", "engines_dir", "weights_dir", "metrics_host"}
+
+
+@pytest.fixture(autouse=True)
+def _an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No `.env` but the one a test writes."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_setting_has_values_to_refuse() -> None:
+    """The list above forgets no setting."""
+    assert set(settings.Settings.model_fields) == OUT_OF_RANGE.keys() | ANY_TEXT
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in OUT_OF_RANGE.items() for value in values]
+)
+def test_a_value_out_of_range_is_refused_by_name(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """UsageError: one line, one sentence, with the variable's name in it."""
+    variable = f"MODERATION_{name.upper()}"
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UsageError, match=rf"^{variable}[ :].*[^.]\.$") as raised:
+        settings.load()
+    assert "\n" not in str(raised.value)
+
+
+def test_a_refused_url_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A URL may hold a password, and a sentence ends in logs."""
+    monkeypatch.setenv("MODERATION_REDIS_URL", "reddis://:geheim@127.0.0.1/0")
+    with pytest.raises(UsageError) as raised:
+        settings.load()
+    assert "geheim" not in str(raised.value)
+
+
+def test_refused_options_are_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage options may hold keys."""
+    monkeypatch.setenv("MODERATION_CONTENT_OPTIONS", "{'secret': 'geheim'}")
+    with pytest.raises(UsageError, match="must be JSON") as raised:
+        settings.load()
+    assert "geheim" not in str(raised.value)
+
+
+def test_a_deadline_shorter_than_a_slow_picture_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence names all three variables that do not fit together."""
+    monkeypatch.setenv("MODERATION_DECODE_TIMEOUT_S", "60")
+    with pytest.raises(UsageError, match=r"CLAIM_DEADLINE_S .*FETCH_TIMEOUT_S .*DECODE_TIMEOUT_S"):
+        settings.load()
+
+
+def test_the_contracts_defaults() -> None:
+    """What others rely on where nothing is set."""
+    defaults = settings.load()
+    assert defaults.redis_url == "redis://127.0.0.1:6379/0"
+    assert defaults.content_url == "file:///var/lib/moderation/content/{content_id}"
+    assert defaults.weights_dir == Path("./weights")
+    assert (defaults.device, defaults.precision, defaults.max_batch) == ("auto", "auto", 64)
+    assert defaults.verdict_ttl_s == 604800
+    assert (defaults.metrics_host, defaults.metrics_port) == ("127.0.0.1", 9101)
+    assert (defaults.review_placement, defaults.sentinel_master) == ("held", None)
+
+
+def test_a_dotenv_file_is_read_and_the_environment_goes_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`.env` in the working folder; what is in it for other programs does not disturb."""
+    (tmp_path / ".env").write_text(
+        "MODERATION_MAX_BATCH=7\nMODERATION_AUDIT_SHARE=0.5\nMODERATION_NONSENSE=1\nPOSTGRES_PASSWORD=x\n"
+    )
+    monkeypatch.setenv("MODERATION_AUDIT_SHARE", "0.25")
+    loaded = settings.load()
+    assert (loaded.max_batch, loaded.audit_share) == (7, 0.25)
+
+
+def test_a_dotenv_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """One sentence that names the file."""
+    (tmp_path / ".env").write_bytes(b"MODERATION_MAX_BATCH=\xff\xfe")
+    with pytest.raises(UsageError, match=r"\.env"):
+        settings.load()
+
+
+def test_an_empty_sentinel_master_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compose files pass on what is not set as an empty text."""
+    monkeypatch.setenv("MODERATION_SENTINEL_MASTER", "")
+    assert settings.load().sentinel_master is None
+
+
+def test_settings_are_frozen() -> None:
+    """Read once: nothing changes them afterwards."""
+    with pytest.raises(ValueError, match="frozen"):
+        settings.load().max_batch = 1
+
+
+def test_there_is_always_a_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 decoders means as many as fit the machine, and at least one."""
+    assert settings.load().decoder_count() >= 1
+    monkeypatch.setenv("MODERATION_DECODERS", "5")
+    assert settings.load().decoder_count() == 5
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"),
+    [("150000 100000\n", 2), ("100 100000\n", 1), ("max 100000\n", None), ("", None), ("1 0", None), (None, None)],
+)
+def test_cores_are_those_that_the_container_is_given(tmp_path: Path, limit: str | None, cores: int | None) -> None:
+    """A share of a core counts as one; without a limit, or with one that is no number, the process's own count."""
+    file = tmp_path / "cpu.max"
+    if limit is not None:
+        file.write_text(limit)
+    own = len(os.sched_getaffinity(0))
+    assert usable(file) == min(own, cores or own)
+
+
+def test_beside_a_gpu_the_cores_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network leaves them free; what was asked for stands on both."""
+    assert settings.load().decoder_count(on_gpu=True) == max(1, usable() - 1)
+    monkeypatch.setenv("MODERATION_DECODERS", "3")
+    assert settings.load().decoder_count(on_gpu=True) == settings.load().decoder_count() == 3
+
+
+def test_the_readmes_table_is_the_generated_one() -> None:
+    """README.md says of every setting what the code says; `python -m worker.settings` prints the table."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("<!-- settings -->\n")[2].partition("<!-- /settings -->")[0]
+    assert table.strip() == settings.markdown_table().strip()

@@ -1,0 +1,93 @@
+"""`moderation status`: what a person reads at night."""
+
+import io
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from worker import status
+from worker.breaker import Status
+from worker.exporter import Figures, StreamFigures
+from worker.model.history import HistoryEntry
+from worker.presence import WorkerInfo
+
+NOW = datetime(2026, 11, 24, 3, tzinfo=UTC)
+PROMOTION = HistoryEntry.model_validate(
+    {"at": NOW - timedelta(days=2, hours=5), "by": "ann", "action": "promote", "from": None, "to": "vgg11-3f9c0a71b2d4",
+     "why": "the nightly run"}
+)  # fmt: skip
+
+
+def worker(node: str = "gpu0@ant", weights: str = "vgg11-3f9c0a71b2d4") -> WorkerInfo:
+    since = int((NOW - timedelta(hours=3)).timestamp() * 1000)
+    return WorkerInfo(node, weights, "cuda-bf16", 12, "NVIDIA L4", "0.1.0", since)
+
+
+CLOSED, OPEN = Status(None, 0, 0, 0), Status("2026-11-24T02:58:00.000Z", 140, 600, 12)
+
+
+def figures(
+    *,
+    oldest_s: float = 0.4,
+    ahead_s: float = 0.0,
+    dead: int = 0,
+    breaker: Status = CLOSED,
+    workers: tuple[WorkerInfo, ...],
+) -> Figures:
+    streams = (StreamFigures("uploads", 4321, 12, oldest_s, ahead_s), StreamFigures("backfill", 0, 0, 0.0, 0.0))
+    return Figures(
+        streams=streams,
+        retrying=3,
+        dead_letters=dead,
+        breaker=breaker,
+        workers=workers,
+        memory_bytes=1 << 20,
+        memory_max_bytes=0,
+    )
+
+
+def shown(found: Figures, promotion: HistoryEntry | str = PROMOTION, width: int = 120) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width).print(status.draw(found, promotion, NOW))
+    return file.getvalue()
+
+
+def test_a_service_that_works_is_said_to_be_well_on_one_screen() -> None:
+    text = shown(figures(workers=(worker(), worker("gpu1@ant"))))
+    assert text.startswith("All is well.")
+    for what in ("4,321", "gpu1@ant", "0.1.0", "vgg11-3f9c0a71b2d4", "cuda-bf16", "NVIDIA L4", "3 h 0 min"):
+        assert what in text
+    assert "promoted 2 d 5 h ago by ann: the nightly run" in text
+    assert "dead letters: 0" in text and "circuit breaker: closed" in text and len(text.splitlines()) < 24
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence"),
+    [
+        (figures(workers=()), "No worker is alive and 4321 content IDs wait"),
+        (figures(workers=(worker(),), oldest_s=3700), "The oldest of uploads has waited 1 h 1 min"),
+        (figures(workers=(worker(),), ahead_s=90_000), "dated 1 d 1 h ahead"),
+        (figures(workers=(worker(), worker(weights="vgg11-000000000000"))), "different weights versions"),
+        (figures(workers=(worker(),), breaker=OPEN), "withholds 12 bans (140 of 600 opened it)"),
+        (figures(workers=(worker(),), dead=2), "2 dead letters: see `moderation dead-letter list`"),
+    ],
+)
+def test_what_needs_somebody_stands_first(found: Figures, sentence: str) -> None:
+    text = shown(found)
+    assert text.startswith("! ") and "All is well" not in text
+    assert sentence in text.partition("stream")[0]
+
+
+def test_a_machine_without_the_weights_store_says_so(tmp_path: Path) -> None:
+    said = status.last_promotion(tmp_path)
+    assert isinstance(said, str) and "MODERATION_WEIGHTS_DIR" in said
+    (tmp_path / "history.jsonl").write_text("{}\n")
+    assert "line 1 of history.jsonl is damaged" in str(status.last_promotion(tmp_path))
+    (tmp_path / "history.jsonl").write_bytes(PROMOTION.to_json() + b"\n")
+    assert status.last_promotion(tmp_path) == PROMOTION
+
+
+def test_it_reads_on_a_narrow_terminal() -> None:
+    assert all(len(line) <= 80 for line in shown(figures(workers=(worker(),)), width=80).splitlines())

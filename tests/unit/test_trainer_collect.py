@@ -1,0 +1,254 @@
+"""Decisions in, labelled pictures on disk out: with real decoders and a real content folder."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from tests.support.pictures import animation, picture
+from trainer import ledger
+from trainer.collect import Collector, part_of
+from trainer.errors import DataError
+from trainer.fit import decoder_pool
+from trainer.ledger import Decision, Ledger
+from trainer.progress import Reporter
+from worker.content import ContentStore
+from worker.decode import DecoderPool
+from worker.errors import UnavailableError, UsageError
+from worker.model.preprocessing import Preprocessing
+
+SIZE = (24, 20)
+
+
+@pytest.fixture(scope="module")
+def decoders() -> Iterator[DecoderPool]:
+    with decoder_pool(Preprocessing()) as pool:
+        yield pool
+
+
+class Scene:
+    """A content folder, a data set, and the decisions made so far."""
+
+    def __init__(self, folder: Path, decoders: DecoderPool) -> None:
+        self.data, self.content, self._decoders = folder / "data", folder / "content", decoders
+        self.content.mkdir()
+        self.decisions: list[Decision] = []
+
+    def decide(self, content_id: str, label: str, data: bytes | None = None, *, sha256: str | None = None) -> bytes:
+        """A decision on a picture, whose bytes go into the content folder unless they are none."""
+        made = picture(label, size=SIZE) if data is None else data
+        if made:
+            (self.content / content_id).write_bytes(made)
+        number = f"{1000 + len(self.decisions)}-0"
+        self.decisions.append(Decision(correction=number, content_id=content_id, label=label, sha256=sha256))
+        return made
+
+    def after(self, cursor: str) -> Iterator[Decision]:
+        """As the stream: what is later than the cursor."""
+        at = int(cursor.partition("-")[0])
+        return iter([decision for decision in self.decisions if int(decision.correction.partition("-")[0]) > at])
+
+    def collect(self, test_share: float = 0.0) -> dict[str, int]:
+        """One run; how many became what."""
+        store = ContentStore(f"file://{self.content}/{{content_id}}", max_bytes=10**6, timeout_s=5)
+        results: Counter = Counter()
+        Collector(self.data, store, lambda: nullcontext(self._decoders), Reporter(), 4, test_share).collect(
+            self.after, results
+        )
+        return dict(results)
+
+    def files(self) -> list[str]:
+        """All there is in the label folders."""
+        return sorted(str(path.relative_to(self.data)) for path in self.data.rglob("interim/*/*") if path.is_file())
+
+    def left_out(self) -> list[tuple[str, str]]:
+        """(content ID, reason) of the log."""
+        lines = (self.data / ledger.LEFT_OUT_FILE).read_text().splitlines()
+        return [(entry["content_id"], entry["reason"]) for entry in map(json.loads, lines)]
+
+
+@pytest.fixture
+def scene(tmp_path: Path, decoders: DecoderPool) -> Scene:
+    return Scene(tmp_path, decoders)
+
+
+def test_a_picture_lies_under_its_label_with_the_suffix_of_what_it_is(scene: Scene) -> None:
+    """Whatever the upload was called; the bytes are the content store's."""
+    data = scene.decide("a", "approved")
+    scene.decide("b", "risked", picture("risked", "PNG", size=SIZE))
+    scene.decide("c", "not_suitable", animation(["approved", "risked"]))
+    assert scene.collect() == {"added": 3}
+    folder = "train/interim"
+    assert scene.files() == [f"{folder}/approved/a.jpg", f"{folder}/not_suitable/c.gif", f"{folder}/risked/b.png"]
+    assert (scene.data / folder / "approved" / "a.jpg").read_bytes() == data
+    assert ledger.read(scene.data).cursor == "1002-0"
+
+
+def test_collecting_twice_adds_nothing(scene: Scene) -> None:
+    """Neither with the cursor nor without: what is in place stays in place, and is not fetched again."""
+    scene.decide("a", "approved")
+    scene.collect()
+    assert scene.collect() == {}
+    (scene.data / ledger.FILE).unlink()
+    (scene.content / "a").unlink()
+    assert scene.collect() == {"unchanged": 1}
+    assert scene.files() == ["train/interim/approved/a.jpg"]
+
+
+def test_a_later_decision_moves_the_picture_without_fetching_it(scene: Scene) -> None:
+    data = scene.decide("a", "approved")
+    scene.collect()
+    scene.decide("a", "risked", b"", sha256=hashlib.sha256(data).hexdigest())
+    (scene.content / "a").unlink()
+    assert scene.collect() == {"moved": 1}
+    assert scene.files() == ["train/interim/risked/a.jpg"]
+
+
+def test_of_two_decisions_collected_at_once_the_later_holds(scene: Scene) -> None:
+    scene.decide("a", "approved")
+    scene.decide("a", "risked")
+    scene.decide("a", "not_suitable")
+    assert scene.collect() == {"added": 1}
+    assert scene.files() == ["train/interim/not_suitable/a.jpg"]
+
+
+def test_of_opposite_decisions_on_the_same_bytes_the_latest_holds_for_every_id(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the worker has it: whichever run collects them, and in whatever order the IDs first came."""
+    data = scene.decide("a", "approved")
+    scene.decide("other", "approved", picture("approved", "PNG", size=SIZE))
+    scene.decide("b", "risked", data)
+    scene.decide("a", "not_suitable", b"")
+    assert scene.collect() == {"added": 3}
+    folder = "train/interim"
+    assert scene.files() == [f"{folder}/approved/other.png", *(f"{folder}/not_suitable/{n}.jpg" for n in "ab")]
+    scene.decide("c", "risked", data)
+    capsys.readouterr()
+    assert scene.collect() == {"added": 1}
+    assert "2 pictures hold the same bytes as one decided on later" in capsys.readouterr().err
+    assert scene.files() == [f"{folder}/approved/other.png", *(f"{folder}/risked/{n}.jpg" for n in "abc")]
+
+
+def test_a_picture_of_the_same_name_is_never_lost_to_a_decision_on_other_bytes(scene: Scene) -> None:
+    """Folders made by hand may hold two pictures of one name; what is decided is another ID."""
+    folder = scene.data / "train" / "interim"
+    same, different = picture("approved", size=SIZE), picture("risked", size=SIZE)
+    for label, content in (("approved", same), ("risked", different)):
+        (folder / label).mkdir(parents=True)
+        (folder / label / "1.jpg").write_bytes(content)
+    scene.decide("a", "risked", same)
+    assert scene.collect() == {"added": 1}
+    assert (folder / "risked" / "1.jpg").read_bytes() == different
+    assert (folder / "approved" / "1.jpg").read_bytes() == same
+
+
+def test_a_decision_on_other_bytes_replaces_the_picture(scene: Scene) -> None:
+    """The ID's content has changed since it was collected, and a person decided on the new one."""
+    scene.decide("a", "approved")
+    scene.collect()
+    data = picture("risked", "PNG", size=SIZE)
+    scene.decide("a", "risked", data, sha256=hashlib.sha256(data).hexdigest())
+    assert scene.collect() == {"replaced": 1}
+    assert scene.files() == ["train/interim/risked/a.png"]
+
+
+def test_bytes_that_nobody_decided_on_are_left_out(scene: Scene) -> None:
+    """The content was exchanged after the decision: the label says nothing of what lies there now."""
+    scene.decide("a", "risked", sha256="0" * 64)
+    assert scene.collect() == {"mismatched": 1}
+    assert (scene.files(), scene.left_out()) == ([], [("a", "mismatched")])
+
+
+def test_what_is_gone_or_no_picture_is_left_out_and_listed(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    scene.decide("gone", "risked", b"")
+    scene.decide("text", "approved", b"no picture at all")
+    scene.decide("good", "approved")
+    assert scene.collect() == {"gone": 1, "unusable": 1, "added": 1}
+    heard = capsys.readouterr().err
+    assert "1 pictures are gone from the content store" in heard and "'gone'" in heard
+    assert scene.left_out() == [("gone", "not_found"), ("text", "unsupported_format")]
+    assert scene.collect() == {}
+
+
+def test_an_id_never_changes_sides(scene: Scene) -> None:
+    """The share decides for new IDs alone: also a larger one, and a later decision, leave the others where they are."""
+    ids = [f"id{number}" for number in range(60)]
+    for content_id in ids:
+        scene.decide(content_id, "approved")
+    scene.collect(test_share=0.2)
+    side = {Path(file).stem: file.partition("/")[0] for file in scene.files()}
+    assert set(side) == set(ids) and set(side.values()) == {"train", "test"}
+    assert side == {content_id: part_of(content_id, 0.2) for content_id in ids}
+    for content_id in ids:
+        scene.decide(content_id, "risked", b"")
+    assert scene.collect(test_share=0.9) == {"moved": 60}
+    assert {Path(file).stem: file.partition("/")[0] for file in scene.files()} == side
+
+
+def test_the_test_share_is_met_and_a_larger_one_keeps_its_pictures() -> None:
+    ids = [f"content-{number}" for number in range(10_000)]
+    small = {content_id for content_id in ids if part_of(content_id, 0.2) == "test"}
+    assert 1_850 < len(small) < 2_150
+    assert small < {content_id for content_id in ids if part_of(content_id, 0.3) == "test"}
+    assert not any(part_of(content_id, 0) == "test" for content_id in ids)
+
+
+def test_a_broken_content_store_ends_the_run_and_the_next_one_fetches(scene: Scene) -> None:
+    """Nothing is lost, although the cursor has gone on."""
+    scene.decide("a", "approved")
+    scene.decide("b", "risked")
+    for content_id in ("a", "b"):
+        (scene.content / content_id).unlink()
+        (scene.content / content_id).symlink_to(content_id)  # what opening fails on: a link to itself
+    with pytest.raises(UnavailableError, match="content store failed"):
+        scene.collect()
+    assert [d.content_id for d in ledger.read(scene.data).waiting] == ["a", "b"]
+    (scene.content / "a").unlink()
+    (scene.content / "a").write_bytes(picture("approved", size=SIZE))
+    assert scene.collect() == {"added": 1, "waiting": 1}
+    scene.decide("c", "risked")
+    assert scene.collect() == {"added": 1, "waiting": 1}
+    (scene.content / "b").unlink()
+    scene.decide("b", "not_suitable", b"")
+    (scene.content / "b").write_bytes(picture("risked", "PNG", size=SIZE))
+    assert scene.collect() == {"added": 1, "moved": 1}
+    assert [Path(file).name for file in scene.files()] == ["a.jpg", "b.png", "c.jpg"]
+    assert ledger.read(scene.data).waiting == ()
+
+
+def test_what_a_killed_run_left_is_cleared_away(scene: Scene) -> None:
+    """A temporary file goes; of two copies of an ID the decided one stays."""
+    data = scene.decide("a", "approved")
+    scene.collect()
+    folder = scene.data / "train" / "interim"
+    (folder / "approved" / ".0123456789abcdef.tmp").write_bytes(b"half")
+    (folder / "risked" / "a.jpg").write_bytes(data)
+    (scene.data / ledger.FILE).unlink()
+    assert scene.collect() == {"unchanged": 1}
+    assert scene.files() == ["train/interim/approved/a.jpg"]
+
+
+def test_a_damaged_ledger_is_refused_in_one_sentence(scene: Scene) -> None:
+    scene.decide("a", "approved")
+    scene.collect()
+    (scene.data / ledger.FILE).write_text('{"schema": 1, "cursor": "yesterday"}')
+    with pytest.raises(DataError, match="restore it, or delete it"):
+        scene.collect()
+
+
+def test_a_ledger_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
+    decision = Decision(correction="1-0", content_id="a", label="risked", sha256="0" * 64)
+    kept = Ledger(cursor="5-1", waiting=(decision,), fitted=ledger.Fitted(version="v", train="t", test="u"))
+    ledger.save(tmp_path, kept)
+    assert ledger.read(tmp_path) == kept
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_share_that_is_none_is_refused(scene: Scene, share: float) -> None:
+    with pytest.raises(UsageError, match="test share"):
+        scene.collect(test_share=share)

@@ -1,0 +1,182 @@
+"""What the frozen part computes, through real decoders, on a small network in VGG-11's place."""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from PIL import Image
+from torch import nn
+
+from trainer import engines
+from trainer.dataset import Picture
+from trainer.decoding import CONTENT_MAX_BYTES, decode_all
+from trainer.features import computer
+from trainer.frozen import FrozenPart
+from trainer.progress import Reporter
+from worker.decode import DecoderPool
+from worker.errors import WeightsError
+from worker.model import network as networks
+from worker.model.network import Network
+from worker.model.preprocessing import DecodeLimits, Preprocessing
+from worker.model.weights import state_dict
+
+
+def build() -> nn.Module:
+    tail = nn.Sequential(nn.Linear(48, 24), nn.ReLU(), nn.Dropout(0.5), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3))
+    return nn.Sequential(nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten()), tail)
+
+
+SMALL = Network("small", build, lambda m: (m[0], m[1]), "1.5")
+
+
+@pytest.fixture
+def base() -> dict[str, torch.Tensor]:
+    return networks.random_base(SMALL, 0)
+
+
+@pytest.fixture
+def part(base: dict[str, torch.Tensor]) -> FrozenPart:
+    return FrozenPart(SMALL, base, Preprocessing(), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def decoders() -> Iterator[DecoderPool]:
+    limits = {"processes": 1, "timeout_s": 20.0, "memory_bytes": 2**30}
+    with DecoderPool(Preprocessing(), DecodeLimits(), **limits) as pool:
+        yield pool
+
+
+def write(path: Path, data: bytes, label: int = 0) -> Picture:
+    path.write_bytes(data)
+    return Picture(path, label, hashlib.sha256(data).hexdigest())
+
+
+def still(colour: int, format_: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), (colour, 90, 30)).save(buffer, format_)
+    return buffer.getvalue()
+
+
+def animation(frames: int) -> bytes:
+    """A GIF that gets redder frame by frame."""
+    images = [Image.new("RGB", (40, 30), (40 * i, 0, 0)) for i in range(frames)]
+    buffer = io.BytesIO()
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=100)
+    return buffer.getvalue()
+
+
+def test_the_parts_together_are_the_network(part: FrozenPart, base: dict[str, torch.Tensor]) -> None:
+    """Cut at the first dropout, repeated without dropout, then the last layer: the whole network's logits."""
+    frames = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), np.uint8)
+    module = build().eval()
+    module.load_state_dict(base, strict=False)
+    head = module[1][5]
+    with torch.no_grad():
+        whole = module(networks.normalise(torch.from_numpy(frames), Preprocessing(), torch.float32))
+        parts = head(torch.from_numpy(part.head_input(part.forward(frames))))
+    assert part.forward(frames).shape == (4, 24)
+    torch.testing.assert_close(parts, whole)
+
+
+def test_a_base_of_another_network_is_refused(base: dict[str, torch.Tensor]) -> None:
+    del base["1.0.bias"]
+    with pytest.raises(WeightsError, match="does not fit"):
+        FrozenPart(SMALL, base, Preprocessing(), torch.device("cpu"))
+
+
+def test_features_keep_the_order_and_name_what_cannot_be_read(
+    tmp_path: Path, part: FrozenPart, decoders: DecoderPool
+) -> None:
+    """GIF, AVIF and a file without suffix count; what is no picture, is cut short or is gone is listed."""
+    pictures = [
+        write(tmp_path / "a", still(200), 2),
+        write(tmp_path / "b.txt", b"no picture", 1),
+        write(tmp_path / "c.avif", still(100, "AVIF"), 0),
+        write(tmp_path / "d.png", still(50)[:60], 1),
+        write(tmp_path / "e.gif", still(50, "GIF"), 1),
+        write(tmp_path / "f.png", still(60), 1),
+    ]
+    pictures[5].path.unlink()
+    made = computer(part, decoders, Reporter(io.StringIO()))(pictures, "middle", "pictures")
+    assert [p.path.name for p in made.pictures] == ["a", "c.avif", "e.gif"]
+    assert made.labels.tolist() == [2, 0, 1]
+    assert {(u.path.name, u.reason) for u in made.unreadable} == {
+        ("b.txt", "unsupported_format"),
+        ("d.png", "unreadable"),
+        ("f.png", "fetch_failed"),
+    }
+    (_, first), *_ = decode_all(pictures[:1], decoders)
+    np.testing.assert_allclose(made.values[:1], part.forward(first.frames), rtol=1e-5)
+
+
+def test_an_animation_is_fitted_on_by_its_middle_and_judged_by_all_frames(
+    tmp_path: Path, part: FrozenPart, decoders: DecoderPool
+) -> None:
+    pictures = [write(tmp_path / "a.gif", animation(5)), write(tmp_path / "b.png", still(10))]
+    compute = computer(part, decoders, Reporter(io.StringIO()))
+    everything, middle = compute(pictures, "all", "all"), compute(pictures, "middle", "middle")
+    assert everything.owner.tolist() == [0] * 5 + [1]
+    assert middle.owner.tolist() == [0, 1]
+    np.testing.assert_allclose(middle.values[0], everything.values[2], rtol=1e-5)
+
+
+def test_a_file_too_large_for_the_worker_is_left_out(tmp_path: Path, part: FrozenPart, decoders: DecoderPool) -> None:
+    path = tmp_path / "huge.png"
+    with path.open("wb") as file:
+        file.truncate(CONTENT_MAX_BYTES + 1)
+    made = computer(part, decoders, Reporter(io.StringIO()))([Picture(path, 0, "")], "all", "all")
+    assert [u.reason for u in made.unreadable] == ["too_large"]
+    assert made.pictures == ()
+
+
+def test_bfloat16_is_compared_with_float32_on_the_whole_network(base: dict[str, torch.Tensor]) -> None:
+    """Forced here whatever the processor: clear pictures keep their label, and 120 pictures are enough."""
+    frames = np.random.default_rng(0).integers(0, 256, (120, 32, 32, 3), np.uint8)
+    head = {"1.5.weight": torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), "1.5.bias": torch.zeros(3)}
+    check = engines.check_bf16(SMALL, state_dict(base, head), frames, Preprocessing(), 1.0, torch.device("cpu"))
+    assert check.pictures == 120
+    assert check.passed == (check.flips == 0)
+    assert check.clear_pictures > 0
+
+
+def test_bfloat16_that_changes_clear_labels_does_not_pass(base: dict[str, torch.Tensor]) -> None:
+    """A last layer that takes small differences of large numbers is beyond bfloat16, and the check sees it."""
+    frames = np.random.default_rng(0).integers(0, 256, (120, 32, 32, 3), np.uint8)
+    part = FrozenPart(SMALL, base, Preprocessing(), torch.device("cpu"))
+    inputs = part.head_input(part.forward(frames)).astype(np.float64)
+    weight = np.random.default_rng(1).normal(size=(3, 16)) / np.maximum(inputs.std(axis=0), 1e-9) * 10
+    head = {
+        "1.5.weight": torch.tensor(weight, dtype=torch.float32),
+        "1.5.bias": torch.tensor(-weight @ inputs.mean(axis=0), dtype=torch.float32),
+    }
+    check = engines.check_bf16(SMALL, state_dict(base, head), frames, Preprocessing(), 1.0, torch.device("cpu"))
+    assert check.flips > 0
+    assert not check.passed
+
+
+def test_engines_are_compared_on_readable_pictures_alone(tmp_path: Path, decoders: DecoderPool) -> None:
+    pictures = [write(tmp_path / "a.gif", animation(5)), write(tmp_path / "b.png", b"nothing")]
+    frames, labels = engines.sample_frames(pictures, decoders, 5)
+    assert frames.shape == (1, 224, 224, 3)
+    assert labels.tolist() == [0]
+    assert len(engines.sample_frames(pictures[1:], decoders, 5)[0]) == 0
+
+
+def test_a_version_carries_what_faster_engines_need(
+    tmp_path: Path, base: dict[str, torch.Tensor], decoders: DecoderPool
+) -> None:
+    """A range for the input and every layer, and pictures spread over all labels with the labels they have."""
+    pictures = [write(tmp_path / f"{i}.png", still(20 * i), label=i // 4) for i in range(12)]
+    head = {"1.5.weight": torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), "1.5.bias": torch.zeros(3)}
+    made = engines.prepare(SMALL, state_dict(base, head), pictures, pictures[::2], decoders, Preprocessing(), 1.0)
+    assert {"input", "0.0", "1", "4"} <= made.ranges.keys()
+    assert all(low < high for low, high in made.ranges.values())
+    assert made.pictures is not None
+    assert made.pictures.bytes == len(made.files["check.safetensors"])
+    kept = safetensors.numpy.load(made.files["check.safetensors"])
+    assert kept["labels"].tolist() == [0, 0, 1, 1, 2, 2]

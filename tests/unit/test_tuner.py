@@ -1,0 +1,379 @@
+"""Faster engines beside the work: none that lies, fails or is slow gets in, and one that may loses no batch."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.store import publish_colours
+from tests.support.waiting import wait_until
+from worker.batcher import Batcher
+from worker.classifier import Classifier, Scores, Version
+from worker.errors import UsageError, WeightsError
+from worker.evidence import PICTURES_MAX, Evidence
+from worker.metrics import Metrics
+from worker.model import check_pictures
+from worker.model import network as networks
+from worker.model.agreement import RULES, Labels
+from worker.model.compiled import EngineCache, EngineError
+from worker.model.engine import Engine, Frames
+from worker.model.weights import WeightsStore
+from worker.tuner import Tuner
+
+CPU = torch.device("cpu")
+
+
+def colours(count: int, seed: int = 0) -> tuple[Frames, Labels]:
+    """Small pictures blown up, each clearly of one colour, and their labels."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    small = rng.integers(0, 60, (count, 14, 14, 3), np.uint8)
+    for index, label in enumerate(labels):
+        small[index, :, :, (1, 2, 0)[label]] += 180
+    return small.repeat(16, axis=1).repeat(16, axis=2), labels
+
+
+class Fake:
+    """An engine around the one in service: `lie` changes its features, `slow_s` its speed."""
+
+    def __init__(self, version: Version, name: str, lie: Callable[[Tensor], Tensor], slow_s: float) -> None:
+        self.name = name
+        self._real = version.runner
+        self._lie = lie
+        self._slow_s = slow_s
+
+    def features(self, frames: Frames) -> Tensor:
+        """As `Engine.features`."""
+        time.sleep(self._slow_s)
+        return self._lie(self._real.features(frames))
+
+
+class SlowReference(Fake):
+    """fp32 in service, slow enough that any candidate is faster."""
+
+
+class Bench:
+    """A classifier of a colour version and a tuner whose candidates are made by `build`; notes what it is told."""
+
+    def __init__(self, folder: Path, *, check: int = 0, precision: str = "auto", ranges: bool = True) -> None:
+        self.store = WeightsStore(folder / "weights")
+        self.check = colours(check) if check else None
+        self.ranges = ranges
+        self.first = publish_colours(self.store, ranges=ranges, check=self.check, promote=True)
+        self.classifier = Classifier(self.store, device="cpu", precision=precision)
+        self.lie: Callable[[Tensor], Tensor] = lambda features: features
+        self.slow_s = 0.0
+        self.built = 0
+        self.fallbacks: list[tuple[str, str]] = []
+        self.engines: list[str] = []
+        self.cache = EngineCache(folder / "engines", self.store.root, registers="tests.support.tiny_app")
+        self.tuner = self.new_tuner()
+        self.load(self.first)
+
+    def new_tuner(self) -> Tuner:
+        return Tuner(
+            self.classifier,
+            self.store,
+            self.cache,
+            build=self.build,
+            on_engine=lambda version: self.engines.append(version.engine),
+            on_fallback=lambda engine, reason: self.fallbacks.append((engine, reason)),
+        )
+
+    def load(self, version_id: str) -> Version:
+        """Into service, and slow where it is the eager engine."""
+        version = self.classifier.load(version_id)
+        if not isinstance(version.runner, Fake):
+            slow = replace(version, runner=SlowReference(version, "cpu-fp32", lambda features: features, 0.05))
+            self.classifier._version = slow  # stands for a network that takes its time
+        assert self.classifier.version is not None
+        return self.classifier.version
+
+    def build(self, version: Version, precision: str) -> Engine:
+        self.built += 1
+        real = version.runner
+        while isinstance(real, Fake):
+            real = real._real
+        return Fake(replace(version, runner=real), f"cpu-{precision}", self.lie, self.slow_s)
+
+    @property
+    def serving(self) -> str:
+        assert self.classifier.version is not None
+        return self.classifier.version.engine
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer pictures for int8, the rule itself is tested elsewhere."""
+    monkeypatch.setitem(RULES, "int8", replace(RULES["int8"], pictures_min=60))
+
+
+def test_an_engine_that_agrees_on_the_pictures_kept_with_the_version_serves(tmp_path: Path) -> None:
+    """Its name is in the scores; bf16, which this processor may lack, is counted and not tried."""
+    bench = Bench(tmp_path, check=60)
+    bench.tuner.tune(bench.classifier.version)
+    assert bench.serving == "cpu-int8"
+    assert bench.engines[-1] == "cpu-int8"
+    assert bench.classifier.score(colours(3)[0]).version.engine == "cpu-int8"
+    native = networks.native_bf16(CPU)
+    assert (("cpu-bf16", "not_native") in bench.fallbacks) == (not native)
+
+
+@pytest.mark.parametrize(
+    ("lie", "reason"),
+    [
+        (lambda features: features.roll(1, dims=1), "flips"),
+        (lambda features: features * torch.nan, "flips"),
+        (lambda features: features[:, :3], "build_failed"),
+    ],
+    ids=["lies", "no_numbers", "wrong_shape"],
+)
+def test_an_engine_that_lies_does_not_serve(tmp_path: Path, lie: Callable[[Tensor], Tensor], reason: str) -> None:
+    bench = Bench(tmp_path, check=60)
+    bench.lie = lie
+    bench.tuner.tune(bench.classifier.version)
+    assert bench.serving == "cpu-fp32"
+    assert ("cpu-int8", reason) in bench.fallbacks
+
+
+def test_an_engine_that_is_no_faster_here_does_not_serve(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, check=60)
+    bench.slow_s = 0.2
+    bench.tuner.tune(bench.classifier.version)
+    assert bench.serving == "cpu-fp32"
+    assert bench.fallbacks[-1] == ("cpu-int8", "slower")
+
+
+def test_an_engine_that_cannot_be_built_does_not_serve(tmp_path: Path) -> None:
+    """Whatever breaks while it is built, and where the version keeps no ranges."""
+    bench = Bench(tmp_path, check=60)
+
+    def broken(version: Version, precision: str) -> Engine:
+        raise EngineError("no_compiler", "there is none")
+
+    Tuner(
+        bench.classifier, bench.store, bench.cache, build=broken,
+        on_fallback=lambda engine, reason: bench.fallbacks.append((engine, reason)),
+    ).tune(bench.classifier.version)  # fmt: skip
+    assert bench.fallbacks[-1] == ("cpu-int8", "no_compiler")
+    bare = Bench(tmp_path / "bare", check=60, ranges=False)
+    bare.tuner.tune(bare.classifier.version)
+    assert bare.fallbacks[-1] == ("cpu-int8", "no_ranges")
+    assert (bare.built, bare.serving) == (0, "cpu-fp32")
+
+
+def test_what_is_asked_for_serves_without_a_comparison(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, precision="int8")
+    assert bench.serving == "cpu-fp32"
+    bench.tuner.tune(bench.classifier.version)
+    assert bench.serving == "cpu-int8"
+
+
+def test_fp32_asked_for_tries_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, check=60, precision="fp32")
+    bench.tuner.tune(bench.classifier.version)
+    assert (bench.built, bench.serving, bench.fallbacks) == (0, "cpu-fp32", [])
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Iterator[tuple[Bench, Batcher]]:
+    """20 pictures kept, 60 needed: the tuner runs in its thread beside a batcher."""
+    bench = Bench(tmp_path, check=20)
+    batcher = Batcher(bench.classifier.score, max_images=8)
+    bench.tuner.start()
+    yield bench, batcher
+    bench.tuner.stop()
+    batcher.close()
+
+
+def judge(batcher: Batcher, bench: Bench, until: Callable[[], bool]) -> list[tuple["Future[Scores]", int]]:
+    """Submits fresh pictures until something has happened; what was submitted, with the right labels."""
+    sent: list[tuple[Future[Scores], int]] = []
+    deadline = time.monotonic() + 60
+    for seed in range(1, 10_000):
+        frames, labels = colours(3, seed)
+        sent += [(batcher.submit(frames[i : i + 1]), int(label)) for i, label in enumerate(labels)]
+        sent[-1][0].result(30)
+        if until():
+            return sent
+        assert time.monotonic() < deadline, f"nothing happened: {bench.fallbacks}"
+    raise AssertionError("nothing happened")
+
+
+def test_too_few_pictures_are_made_up_for_by_what_is_judged(live: tuple[Bench, Batcher]) -> None:
+    """Until then fp32 serves, said and counted; the swap loses no picture and changes no label."""
+    bench, batcher = live
+    sent = judge(batcher, bench, lambda: bench.serving == "cpu-int8")
+    assert ("cpu-int8", "too_few_pictures") in bench.fallbacks
+    sent += judge(batcher, bench, lambda: True)
+    engines = [future.result(30).version.engine for future, _ in sent]
+    assert {engines[0], engines[-1]} == {"cpu-fp32", "cpu-int8"}
+    assert [int(future.result(30).probabilities.argmax()) for future, _ in sent] == [label for _, label in sent]
+    assert bench.classifier.watcher is None
+
+
+def test_a_lie_is_found_in_what_is_judged(live: tuple[Bench, Batcher]) -> None:
+    """An engine that is right about the 20 pictures kept and wrong about others never serves."""
+    bench, batcher = live
+    kept = {
+        frames.tobytes()
+        for frames in check_pictures.read(bench.store, bench.classifier._store.manifest(bench.first))[0]
+    }
+
+    class Parrot(Fake):
+        def features(self, frames: Frames) -> Tensor:
+            features = super().features(frames)
+            known = torch.tensor([frame.tobytes() in kept for frame in frames])
+            return torch.where(known[:, None], features, features.roll(1, dims=1))
+
+    build = bench.build
+
+    def parrot(version: Version, precision: str) -> Engine:
+        return Parrot(replace(version, runner=build(version, precision)), f"cpu-{precision}", lambda f: f, 0.0)
+
+    bench.tuner._build = parrot
+    sent = judge(batcher, bench, lambda: ("cpu-int8", "flips") in bench.fallbacks)
+    assert {future.result(30).version.engine for future, _ in sent} == {"cpu-fp32"}
+
+
+def test_a_new_last_layer_takes_the_engine_over_without_building(tmp_path: Path) -> None:
+    """Judged again on the same features; one on which the engine disagrees sends it back to fp32."""
+    bench = Bench(tmp_path, check=60)
+    bench.lie = lambda features: features + 0.004 * torch.arange(features.shape[1])
+    bench.tuner.tune(bench.classifier.version)
+    assert (bench.serving, bench.built) == ("cpu-int8", 1 + networks.native_bf16(CPU))
+    built = bench.built
+    second = publish_colours(bench.store, sharpness=5.0, ranges=True, check=bench.check)
+    started = time.perf_counter()
+    assert bench.classifier.load(second).engine == "cpu-int8"
+    assert time.perf_counter() - started < 1
+    bench.tuner.tune(bench.classifier.version)
+    assert (bench.serving, bench.built) == ("cpu-int8", built)
+    third = publish_colours(bench.store, sharpness=-5.0, ban_threshold=None, ranges=True, check=bench.check)
+    for evidence in bench.tuner._judged.values():
+        evidence._candidate = list(np.roll(np.stack(evidence._candidate), 1, axis=1))
+    assert bench.classifier.load(third).engine == "cpu-fp32"
+
+
+def test_what_was_compared_is_remembered_by_the_next_process(tmp_path: Path) -> None:
+    """Nothing is compared again, and files of another width or none at all count for nothing."""
+    bench = Bench(tmp_path, check=60)
+    bench.tuner.tune(bench.classifier.version)
+    (path,) = bench.cache.folder.glob("*int8*.evidence.safetensors")
+    width = bench.classifier.version.head.weight.shape[1]
+    kept = Evidence.load(path, width)
+    assert len(kept) == 60
+    pictures, _ = check_pictures.read(bench.store, bench.store.manifest(bench.first))
+    assert len(kept.news(pictures)) == 0
+    assert len(Evidence.load(path, width + 1)) == 0
+    path.write_bytes(b"nothing")
+    assert len(Evidence.load(path, width)) == 0
+
+
+def test_evidence_is_bounded_and_counts_a_picture_once() -> None:
+    evidence = Evidence()
+    frames, _ = colours(30)
+    new = evidence.news(np.concatenate([frames, frames]))
+    assert new.tolist() == list(range(30))
+    evidence.add(frames, np.zeros((30, 4), np.float32), np.zeros((30, 4), np.float32))
+    assert len(evidence.news(frames)) == 0
+    many = np.random.default_rng(0).integers(0, 256, (PICTURES_MAX + 5, 32, 32, 3), np.uint8)
+    assert len(evidence.news(many)) == PICTURES_MAX - 30
+
+
+def test_check_pictures_are_those_that_were_published(tmp_path: Path) -> None:
+    """Back from the store as they went in, JPEG's losses apart; a changed file is refused."""
+    bench = Bench(tmp_path, check=12)
+    manifest = bench.store.manifest(bench.first)
+    frames, labels = check_pictures.read(bench.store, manifest)
+    assert np.abs(frames.astype(int) - bench.check[0]).mean() < 3
+    assert (labels == bench.check[1]).all()
+    path = bench.store.root / "versions" / bench.first / check_pictures.FILE
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(WeightsError, match="copy the version again"):
+        check_pictures.read(bench.store, manifest)
+
+
+def test_a_cache_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
+    """It holds programs."""
+    (tmp_path / "engines").mkdir(mode=0o777)
+    (tmp_path / "engines").chmod(0o777)
+    bench = Bench(tmp_path, check=60)
+    bench.tuner.tune(bench.classifier.version)
+    assert bench.fallbacks[-1] == ("cpu-int8", "no_cache")
+    assert bench.serving == "cpu-fp32"
+
+
+def test_settings_that_this_machine_cannot_serve_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    store = WeightsStore(tmp_path)
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="MODERATION_DEVICE is cuda"):
+            Classifier(store, device="cuda", precision="auto")
+    if not networks.native_bf16(CPU):
+        with pytest.raises(UsageError, match="MODERATION_PRECISION is bf16"):
+            Classifier(store, device="cpu", precision="bf16")
+
+
+def test_fallbacks_and_the_engine_in_service_are_metrics() -> None:
+    metrics = Metrics()
+    metrics.serving("tiny-0", "cpu-fp32", None)
+    metrics.engine_fallbacks.labels("cpu-bf16", "not_native").inc()
+    metrics.engine("tiny-0", "cpu-int8")
+    value = metrics.registry.get_sample_value
+    assert value("moderation_engine_fallbacks_total", {"engine": "cpu-bf16", "reason": "not_native"}) == 1
+    info = {"role": "champion", "weights": "tiny-0"}
+    assert value("moderation_weights_info", {**info, "engine": "cpu-int8"}) == 1
+    assert value("moderation_weights_info", {**info, "engine": "cpu-fp32"}) is None
+    assert value("moderation_weights_loads_total", {"outcome": "loaded"}) == 1
+
+
+@pytest.mark.long
+def test_int8_is_compiled_once_and_found_again(tmp_path: Path) -> None:
+    """The real compiler in its own process on the small network: labels as in fp32, and a second start is quick."""
+    bench = Bench(tmp_path, check=60)
+    tuner = Tuner(bench.classifier, bench.store, bench.cache, on_fallback=lambda *said: bench.fallbacks.append(said))
+    version = bench.classifier.version
+    engine = tuner._build(version, "int8")
+    (package,) = bench.cache.folder.glob("*.pt2")
+    assert package.stat().st_mode & 0o077 == 0 or bench.cache.folder.stat().st_mode & 0o077 == 0
+    frames, labels = bench.check
+    for count in (1, 2, 7, 60):
+        with torch.inference_mode():
+            given = version.head.probabilities(engine.features(frames[:count]))
+        assert (given.argmax(dim=1).numpy() == labels[:count]).all()
+    started = time.perf_counter()
+    EngineCache(bench.cache.folder, bench.store.root).engine(version.manifest, version.body, "int8")
+    assert time.perf_counter() - started < 5
+    package.write_bytes(b"damaged")
+    with pytest.raises(EngineError, match="cannot be loaded"):
+        bench.cache.engine(version.manifest, version.body, "int8")
+    assert not package.exists()
+
+
+def test_a_compilation_ends_with_its_worker(tmp_path: Path) -> None:
+    """Stopping does not wait for a compiler."""
+    bench = Bench(tmp_path)
+    cache, failed = bench.cache, []
+
+    def compile_it() -> None:
+        try:
+            cache.engine(bench.classifier.version.manifest, bench.classifier.version.body, "int8")
+        except EngineError as error:
+            failed.append(error.reason)
+
+    thread = threading.Thread(target=compile_it)
+    thread.start()
+    wait_until(lambda: cache._process is not None, "the compiler's process starts")
+    cache.stop()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert failed == ["build_failed"]

@@ -1,0 +1,290 @@
+"""The weights store: what is published comes back as it was, and one version at a time is in service."""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from tests.tiny_network import TINY
+from worker.errors import UsageError, WeightsError
+from worker.model import network
+from worker.model.manifest import BaseRef, EngineCheck, Manifest, ManifestDraft, identity
+from worker.model.weights import WeightsStore, state_dict
+
+HEAD = ["classifier.3.bias", "classifier.3.weight"]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> WeightsStore:
+    """An empty store whose folder does not exist yet."""
+    network.register(TINY)
+    return WeightsStore(tmp_path / "weights")
+
+
+@pytest.fixture
+def base(store: WeightsStore) -> BaseRef:
+    """A base in the store."""
+    return store.add_base(network.random_base(TINY, seed=1), "random:1")
+
+
+def delta(value: float) -> dict[str, Tensor]:
+    return {"classifier.3.weight": torch.full((3, 6), value), "classifier.3.bias": torch.zeros(3)}
+
+
+def draft(base: BaseRef, **changes: Any) -> ManifestDraft:
+    return ManifestDraft.model_validate({"network": "tiny", "base": base, **changes})
+
+
+def published(store: WeightsStore, base: BaseRef, value: float) -> str:
+    return store.publish(draft(base), delta(value)).id
+
+
+def test_an_empty_store_serves_nothing(store: WeightsStore) -> None:
+    """No champion, no challenger, no versions, no history; looking makes no folder."""
+    assert (store.champion(), store.challenger(), store.versions(), store.history()) == (None, None, [], [])
+    assert not store.root.exists()
+
+
+def test_a_version_comes_back_as_it_was_published(store: WeightsStore, base: BaseRef) -> None:
+    """Manifest, tensors and further files, and together with the base they make the whole network."""
+    check = EngineCheck(pictures=180, clear_pictures=150, flips=1, passed=True)
+    given = draft(
+        base,
+        temperature=1.5,
+        ban_threshold=0.62,
+        ban_threshold_proven=True,
+        review_threshold=0.31,
+        metrics={"test": {"accuracy": 0.81}},
+        provenance={"by": "ops", "epochs": 10},
+        engines={"cpu-bf16": check},
+    )
+    manifest = store.publish(given, delta(0.5), {"report.html": b"<html>"})
+    again = store.manifest(manifest.id)
+    assert again == manifest
+    assert again.model_dump(exclude={"id", "delta"}) == given.model_dump()
+    assert list(again.delta.tensors) == HEAD
+    assert store.versions() == [manifest.id]
+    assert (store.root / "versions" / manifest.id / "report.html").read_bytes() == b"<html>"
+    tensors = state_dict(store.read_base(base.sha256, base.bytes), store.read_delta(again))
+    module = TINY.build()
+    module.load_state_dict(tensors, strict=True)
+    assert torch.equal(module.state_dict()["classifier.3.weight"], delta(0.5)["classifier.3.weight"])
+
+
+def test_the_manifest_is_readable_json(store: WeightsStore, base: BaseRef) -> None:
+    """Other systems read the file: `schema`, `id`, and metrics.test.accuracy; what is no number is null."""
+    manifest = store.publish(draft(base, metrics={"test": {"accuracy": 0.81, "auc": float("nan")}}), delta(0.5))
+    document = json.loads((store.root / "versions" / manifest.id / "manifest.json").read_text())
+    assert (document["schema"], document["id"]) == (1, manifest.id)
+    assert document["metrics"]["test"] == {"accuracy": 0.81, "auc": None}
+
+
+def test_identity_is_what_decides_verdicts(base: BaseRef) -> None:
+    """Tensors, preprocessing, temperature, thresholds and base change the id; who, when and how well do not."""
+    first = identity(draft(base), "0" * 64)
+    assert first == identity(draft(base, metrics={"a": 1}, provenance={"by": "x"}, data={"digest": "y"}), "0" * 64)
+    assert first == identity(draft(base.model_copy(update={"source": "elsewhere"})), "0" * 64)
+    preprocessing = {**draft(base).preprocessing, "resize": 240}
+    others = [
+        identity(draft(base), "1" * 64),
+        identity(draft(base, preprocessing=preprocessing), "0" * 64),
+        identity(draft(base, temperature=1.1), "0" * 64),
+        identity(draft(base, ban_threshold=0.5), "0" * 64),
+        identity(draft(base, review_threshold=0.5), "0" * 64),
+        identity(draft(base.model_copy(update={"sha256": "2" * 64})), "0" * 64),
+    ]
+    assert len({first, *others}) == 7
+    assert all(version_id.startswith("tiny-") for version_id in others)
+
+
+@pytest.mark.parametrize(
+    "change", [{"temperature": 0.0}, {"ban_threshold": 1.2}, {"parent": "../x"}, {"surprise": 1}, {"network": "A/b"}]
+)
+def test_a_draft_with_odd_values_cannot_exist(base: BaseRef, change: dict[str, Any]) -> None:
+    """Values check themselves when they are built."""
+    with pytest.raises(ValidationError):
+        draft(base, **change)
+
+
+def test_a_base_is_stored_once(store: WeightsStore) -> None:
+    """The same tensors give the same file, whatever memory layout they have, and leave no other file."""
+    tensors = network.random_base(TINY, seed=1)
+    first = store.add_base(tensors, "random:1")
+    turned = {name: tensor.t().contiguous().t() if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
+    assert store.add_base(dict(reversed(turned.items())), "random:1") == first
+    assert [path.name for path in (store.root / "base").iterdir()] == [f"{first.sha256}.safetensors"]
+
+
+def test_publishing_twice_changes_nothing(store: WeightsStore, base: BaseRef) -> None:
+    """The first one stays: time and author of a second are not written over it."""
+    first = store.publish(draft(base, provenance={"by": "first"}), delta(0.5))
+    second = store.publish(draft(base, provenance={"by": "second"}), delta(0.5))
+    assert second == first
+    assert store.manifest(first.id).provenance == {"by": "first"}
+    assert [path.name for path in (store.root / "versions").iterdir()] == [first.id]
+
+
+def test_publishing_at_the_same_time_leaves_one_version(store: WeightsStore, base: BaseRef) -> None:
+    """Several writers of the same version: one wins, all return it, nothing temporary is left."""
+    results: list[Manifest] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(store.publish(draft(base), delta(0.5)))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [path.name for path in (store.root / "versions").iterdir()] == [results[0].id]
+    assert results == [results[0]] * 8
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"classifier.3.weight": torch.ones(4, 6)},
+        {"unknown": torch.ones(1)},
+        {"classifier.3.bias": torch.full((3,), float("inf"))},
+    ],
+)
+def test_a_delta_that_does_not_fit_is_not_published(
+    store: WeightsStore, base: BaseRef, tensors: dict[str, Tensor]
+) -> None:
+    """Another shape, an unknown name, numbers that are none: refused before anything is written."""
+    with pytest.raises(WeightsError):
+        store.publish(draft(base), tensors)
+    assert store.versions() == []
+
+
+def test_a_version_without_its_base_is_not_published(store: WeightsStore) -> None:
+    """A version is only complete together with the base it names."""
+    with pytest.raises(WeightsError, match="not in the store"):
+        store.publish(draft(BaseRef(sha256="0" * 64, bytes=5, source="nowhere")), delta(0.5))
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "manifest.json", "delta.safetensors", "x" * 101])
+def test_odd_file_names_are_refused(store: WeightsStore, base: BaseRef, name: str) -> None:
+    """What is put beside the manifest has a plain name that is not taken."""
+    with pytest.raises(UsageError):
+        store.publish(draft(base), delta(0.5), {name: b""})
+    assert store.versions() == []
+
+
+def test_promotion_puts_a_version_into_service(store: WeightsStore, base: BaseRef) -> None:
+    """The champion file holds one line, and the history says who, from, to and why."""
+    first, second = published(store, base, 0.1), published(store, base, 0.2)
+    store.promote(first, by="ana", why="first")
+    store.promote(second, by="ben", why="better")
+    assert store.champion() == second
+    assert (store.root / "champion").read_text() == f"{second}\n"
+    entries = store.history()
+    assert [(entry.by, entry.action, entry.from_, entry.to, entry.why) for entry in entries] == [
+        ("ana", "promote", None, first, "first"),
+        ("ben", "promote", first, second, "better"),
+    ]
+    assert entries[0].at <= entries[1].at
+    lines = (store.root / "history.jsonl").read_text().splitlines()
+    assert [set(json.loads(line)) for line in lines] == [{"at", "by", "action", "from", "to", "why"}] * 2
+
+
+def test_promoting_the_champion_is_said(store: WeightsStore, base: BaseRef) -> None:
+    """It is in service already; the history does not grow."""
+    first = published(store, base, 0.1)
+    store.promote(first, by="ana", why="")
+    with pytest.raises(UsageError, match="already"):
+        store.promote(first, by="ana", why="")
+    assert len(store.history()) == 1
+
+
+def test_rollback_goes_back_step_by_step(store: WeightsStore, base: BaseRef) -> None:
+    """Each rollback goes one champion further back, until there is none; then it says so."""
+    ids = [published(store, base, value) for value in (0.1, 0.2, 0.3)]
+    for version_id in ids:
+        store.promote(version_id, by="ana", why="")
+    assert store.rollback(by="ben", why="worse") == ids[1]
+    assert store.rollback(by="ben", why="worse still") == ids[0]
+    assert store.champion() == ids[0]
+    with pytest.raises(UsageError, match="no earlier champion"):
+        store.rollback(by="ben", why="")
+    last = store.history()[-1]
+    assert (last.action, last.from_, last.to, last.why) == ("rollback", ids[1], ids[0], "worse still")
+
+
+def test_rollback_after_a_new_promotion_goes_to_what_it_replaced(store: WeightsStore, base: BaseRef) -> None:
+    """What was rolled back before does not come back."""
+    first, bad, good = (published(store, base, value) for value in (0.1, 0.2, 0.3))
+    store.promote(first, by="a", why="")
+    store.promote(bad, by="a", why="")
+    store.rollback(by="a", why="")
+    store.promote(good, by="a", why="")
+    assert store.rollback(by="a", why="") == first
+
+
+def test_rollback_with_nothing_in_service_is_said(store: WeightsStore) -> None:
+    """There is nothing to go back from."""
+    with pytest.raises(UsageError):
+        store.rollback(by="a", why="")
+
+
+def test_a_promotion_that_a_crash_cut_off_counts_for_nothing(store: WeightsStore, base: BaseRef) -> None:
+    """The history is written before the champion: a line, or half a line, without its effect misleads nobody."""
+    first, second, third = (published(store, base, value) for value in (0.1, 0.2, 0.3))
+    store.promote(first, by="a", why="")
+    store.promote(second, by="a", why="")
+    (store.root / "champion").write_text(f"{first}\n")
+    with pytest.raises(UsageError, match="no earlier champion"):
+        store.rollback(by="a", why="")
+    with (store.root / "history.jsonl").open("a") as file:
+        file.write('{"at": "2026-')
+    assert len(store.history()) == 2
+    store.promote(third, by="a", why="")
+    assert [entry.to for entry in store.history()] == [first, second, third]
+    assert store.rollback(by="a", why="") == first
+
+
+def test_a_challenger_is_named_and_withdrawn(store: WeightsStore, base: BaseRef) -> None:
+    """It must be a version and not the champion; once promoted it is the challenger no more."""
+    first, second = published(store, base, 0.1), published(store, base, 0.2)
+    store.promote(first, by="a", why="")
+    store.set_challenger(second)
+    assert store.challenger() == second
+    store.set_challenger(None)
+    store.set_challenger(None)
+    assert store.challenger() is None
+    with pytest.raises(UsageError):
+        store.set_challenger(first)
+    store.set_challenger(second)
+    store.promote(second, by="a", why="")
+    assert store.challenger() is None
+    assert [entry.action for entry in store.history()] == ["promote", "promote"]
+
+
+@pytest.mark.parametrize("act", [lambda s, i: s.promote(i, by="a", why=""), lambda s, i: s.set_challenger(i)])
+def test_what_cannot_be_served_does_not_go_into_service(
+    store: WeightsStore, base: BaseRef, act: Callable[[WeightsStore, str], None]
+) -> None:
+    """A version that is not there, or whose base was lost, leaves champion, challenger and history as they are."""
+    first, second = published(store, base, 0.1), published(store, base, 0.2)
+    store.promote(first, by="a", why="")
+    with pytest.raises(WeightsError):
+        act(store, "tiny-000000000000")
+    (store.root / "base" / f"{base.sha256}.safetensors").write_bytes(b"")
+    with pytest.raises(WeightsError):
+        act(store, second)
+    assert (store.champion(), store.challenger(), len(store.history())) == (first, None, 1)
+
+
+def test_workers_need_only_the_right_to_read(store: WeightsStore, base: BaseRef) -> None:
+    """Files and folders are as readable as the umask makes them, not for their writer alone."""
+    version_id = published(store, base, 0.1)
+    folder = store.root / "versions" / version_id
+    plain = store.root / "plain"
+    plain.mkdir()
+    assert folder.stat().st_mode == plain.stat().st_mode
+    for path in (folder / "manifest.json", store.root / "base" / f"{base.sha256}.safetensors"):
+        assert path.stat().st_mode & 0o444 == plain.stat().st_mode & 0o444

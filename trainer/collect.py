@@ -1,0 +1,293 @@
+"""Corrections in, labelled pictures on disk out: what people decided becomes training and test pictures.
+
+    decision ─► in the set already ──────────────────────────────► moved to its label's folder, if it is elsewhere
+             └► fetched ─► SHA-256 as decided on? ─► decoded ─► <part>/interim/<label>/<content_id>.<ext>
+    the same bytes under another ID ─► the label of the latest decision on any of them, as the worker judges them
+    a block of them on disk ─► the log of what was left out ─► the cursor
+
+A run may be killed at any moment: the decisions after the cursor are gone through again, and what is in place stays
+in place. Whoever calls holds the data set's lock. Knows no features, networks or versions.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Final, Literal, Protocol, get_args
+
+from trainer import dataset, ledger
+from trainer.decoding import decoded
+from trainer.ledger import Decision, Ledger, LeftOut
+from trainer.progress import Reporter
+from trainer.threads import in_threads
+from worker.decode import DecoderPool
+from worker.errors import ContentError, UnavailableError, UsageError
+from worker.model import files
+from worker.model.labels import LABELS
+
+BLOCK: Final = 256
+"""Decisions between two saves of the cursor: what a killed run goes through again at most."""
+
+TEST_SHARE: Final = 0.2
+
+EXTENSIONS: Final = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "AVIF": "avif", "BMP": "bmp"} | {
+    "HEIF": "heic"
+}
+"""By the format that the picture really has, by Pillow's names."""
+
+Result = Literal["added", "replaced", "moved", "unchanged", "gone", "mismatched", "unusable", "waiting"]
+"""What became of a decision. `waiting`: the content store failed, and the next run tries again."""
+
+RESULTS: Final[tuple[Result, ...]] = get_args(Result)
+_OF_REASON: Final[dict[str, Result]] = {"not_found": "gone", "fetch_failed": "waiting", "mismatched": "mismatched"}
+_SAID: Final[dict[Result, str]] = {
+    "gone": "pictures are gone from the content store and were not collected",
+    "mismatched": "pictures are not the bytes that people decided on (another SHA-256) and were not collected",
+    "unusable": "pictures cannot be used (no picture, broken, too large) and were not collected",
+    "waiting": "pictures could not be fetched and are tried again by the next run",
+}
+
+
+class Fetches(Protocol):
+    """The content store."""
+
+    def fetch(self, content_id: str) -> bytes:
+        """The bytes of an ID; raises ContentError."""
+        ...
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a picture lies: `part` is `train` or `test`."""
+
+    part: str
+    label: str
+    path: Path
+
+
+def part_of(content_id: str, test_share: float) -> str:
+    """`test` for that share of content IDs, else `train`: by a hash of the ID, so always the same for one ID.
+
+    A larger share keeps those that are test pictures at a smaller one.
+    """
+    digest = hashlib.sha256(f"part of the data set\0{content_id}".encode()).digest()
+    return "test" if int.from_bytes(digest[:8]) < test_share * 2**64 else "train"
+
+
+def check_test_share(share: float) -> None:
+    """Raises UsageError unless 0 <= share < 1."""
+    if not 0 <= share < 1:
+        raise UsageError(f"The test share {share:g} is none: give one from 0 to below 1, such as {TEST_SHARE:g}.")
+
+
+def label_folders(data: Path, part: str) -> Path:
+    """The folder that holds the label folders of `train` or `test`."""
+    return data / part / "interim"
+
+
+class Collector:
+    """Puts decided pictures into the data set in `data`.
+
+    Args:
+        content: where their bytes are.
+        decoders: opens a pool of them, once there is something to decode.
+        threads: pictures fetched at the same time.
+        test_share: of the IDs that are not in the set yet.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        content: Fetches,
+        decoders: Callable[[], AbstractContextManager[DecoderPool]],
+        reporter: Reporter,
+        threads: int,
+        test_share: float,
+    ) -> None:
+        check_test_share(test_share)
+        self._data, self._content, self._open_decoders, self._reporter = data, content, decoders, reporter
+        self._threads, self._test_share = threads, test_share
+        self._spots: dict[str, list[Spot]] = {}
+        self._ids_of_size: dict[int, set[str]] = {}
+        for path in data.glob(".*.tmp"):
+            _remove_abandoned(path)
+        for part in ("train", "test"):
+            for label in LABELS:
+                (label_folders(data, part) / label).mkdir(parents=True, exist_ok=True)
+                self._index(part, label)
+
+    def collect(self, corrections: Callable[[str], Iterator[Decision]], results: Counter[Result]) -> None:
+        """Goes through what is waiting and all decisions after the cursor, and counts in `results` what became of them.
+
+        Raises UnavailableError where Redis or the whole content store fails; OSError where the disk does.
+        """
+        kept = ledger.read(self._data)
+        decisions = corrections(kept.cursor)
+        block = list(islice(decisions, BLOCK))
+        if not (block or kept.waiting):
+            return
+        left: list[LeftOut] = []
+        with self._open_decoders() as decoders:
+            try:
+                if kept.waiting:
+                    kept, _ = self._block(decoders, kept, kept.waiting, results, left, late=True)
+                while block:
+                    kept = kept.model_copy(update={"cursor": block[-1].correction})
+                    kept, failed = self._block(decoders, kept, block, results, left)
+                    if failed:
+                        raise UnavailableError(
+                            f"The content store failed for each picture it was asked for ({failed.rstrip('.')}): "
+                            "mend it or MODERATION_CONTENT_URL, and the next run tries them again."
+                        )
+                    block = list(islice(decisions, BLOCK))
+            finally:
+                self._say_left(left)
+
+    def _block(
+        self,
+        decoders: DecoderPool,
+        kept: Ledger,
+        block: Sequence[Decision],
+        results: Counter[Result],
+        left: list[LeftOut],
+        *,
+        late: bool = False,
+    ) -> tuple[Ledger, str]:
+        """All of a block on disk, then its ledger. Also the fault of the content store where every fetch met it.
+
+        `late` decisions may be older than what is in the set, so they label no bytes under another ID.
+        """
+        latest: dict[str, Decision] = {}
+        for decision in block:
+            latest.pop(decision.content_id, None)  # a later decision replaces an earlier one, and comes after it
+            latest[decision.content_id] = decision
+        waiting = {d.content_id: d for d in kept.waiting if d.content_id not in latest}
+        out: list[LeftOut] = []
+        placed: list[Decision] = []
+        fetched = 0
+        with self._reporter.track("Collecting decided pictures", len(latest)) as advance:
+            made = in_threads(partial(self._place, decoders), list(latest.values()), self._threads)
+            for decision, became in zip(latest.values(), made, strict=True):
+                advance(1)
+                if isinstance(became, LeftOut):
+                    out.append(became)
+                else:
+                    placed.append(decision)
+                result = _OF_REASON.get(became.reason, "unusable") if isinstance(became, LeftOut) else became
+                results[result] += 1
+                fetched += result not in ("moved", "unchanged")
+                if result == "waiting":
+                    waiting[decision.content_id] = decision
+        if not late and (agreed := sum(map(self._label_same_bytes, placed))):
+            self._reporter.say(f"{agreed} pictures hold the same bytes as one decided on later and take its label.")
+        ledger.note_left_out(self._data, out)
+        left += out
+        kept = kept.model_copy(update={"waiting": tuple(waiting.values())})
+        ledger.save(self._data, kept)
+        failures = [one.detail for one in out if one.reason == "fetch_failed"]
+        return kept, failures[0] if failures and len(failures) == fetched else ""
+
+    def _place(self, decoders: DecoderPool, decision: Decision) -> Result | LeftOut:
+        spots = self._spots.get(decision.content_id, [])
+        # Once in a part, always in that part, whatever the share is now: a version may have been fitted on it.
+        part = spots[0].part if spots else part_of(decision.content_id, self._test_share)
+        folder = label_folders(self._data, part) / decision.label
+        known = [s for s in spots if decision.sha256 is None or _sha256(s.path) == decision.sha256]
+        if known:
+            standing = next((s for s in known if (s.part, s.label) == (part, decision.label)), None)
+            if standing is not None:
+                self._only(decision.content_id, standing)
+                return "unchanged"
+            moved = Spot(part, decision.label, folder / known[0].path.name)
+            _move(known[0].path, moved.path)
+            self._only(decision.content_id, moved)
+            return "moved"
+        try:
+            data, extension = self._fetch(decoders, decision)
+        except ContentError as error:
+            return LeftOut(decision, error.reason, error.detail)
+        if decision.sha256 is not None and hashlib.sha256(data).hexdigest() != decision.sha256:
+            return LeftOut(decision, "mismatched", "The content store holds other bytes under this ID.")
+        new = Spot(part, decision.label, folder / f"{decision.content_id}.{extension}")
+        files.replace(new.path, data)
+        self._only(decision.content_id, new)
+        return "replaced" if spots else "added"
+
+    def _fetch(self, decoders: DecoderPool, decision: Decision) -> tuple[bytes, str]:
+        """The bytes and the extension that fits them; decoded in the worker's confined processes, as at training."""
+        data = self._content.fetch(decision.content_id)
+        return data, EXTENSIONS[decoded(decoders.submit(data), decoders).format]
+
+    def _label_same_bytes(self, decision: Decision) -> int:
+        """The same bytes under other IDs move to the decision's label, each in its own part; returns how many did."""
+        path = self._spots[decision.content_id][0].path
+        digest, moved = _sha256(path), 0
+        for content_id in sorted(self._ids_of_size.get(path.stat().st_size, ())):
+            spots = self._spots[content_id]
+            for at, spot in enumerate(spots):
+                if spot.label == decision.label or _sha256(spot.path) != digest:
+                    continue
+                target = label_folders(self._data, spot.part) / decision.label / spot.path.name
+                if not target.exists():  # made by hand, one name may stand for two pictures: neither is lost
+                    _move(spot.path, target)
+                    spots[at] = Spot(spot.part, decision.label, target)
+                    moved += 1
+        return moved
+
+    def _only(self, content_id: str, spot: Spot) -> None:
+        """Every other file of that ID goes, once its new place is on disk."""
+        for other in self._spots.get(content_id, []):
+            if other.path != spot.path:
+                other.path.unlink(missing_ok=True)
+        self._spots[content_id] = [spot]
+        self._note_size(content_id, spot)
+
+    def _note_size(self, content_id: str, spot: Spot) -> None:
+        """Only files of one size can hold the same bytes. An ID stays noted under sizes that it had before."""
+        with contextlib.suppress(FileNotFoundError):
+            self._ids_of_size.setdefault(spot.path.stat().st_size, set()).add(content_id)
+
+    def _index(self, part: str, label: str) -> None:
+        folder = label_folders(self._data, part) / label
+        for at, folders, names in os.walk(folder):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in names:
+                path = Path(at, name)
+                if name.startswith(".") and name.endswith(".tmp"):
+                    _remove_abandoned(path)
+                elif not name.startswith("."):
+                    spot = Spot(part, label, path)
+                    self._spots.setdefault(path.stem, []).append(spot)
+                    self._note_size(path.stem, spot)
+
+    def _say_left(self, left: Iterable[LeftOut]) -> None:
+        by_result: dict[Result, list[str]] = {}
+        for out in left:
+            by_result.setdefault(_OF_REASON.get(out.reason, "unusable"), []).append(out.decision.content_id)
+        for result, ids in by_result.items():
+            self._reporter.say(
+                f"{len(ids)} {_SAID[result]}: {dataset.listing(ids)}; all are in {ledger.LEFT_OUT_FILE}."
+            )
+
+
+def _remove_abandoned(path: Path) -> None:
+    """What a killed run left half-written: nobody else writes here while the lock is held."""
+    path.unlink(missing_ok=True)
+
+
+def _move(source: Path, target: Path) -> None:
+    os.rename(source, target)
+    for folder in {source.parent, target.parent}:
+        files.sync_folder(folder)
+
+
+def _sha256(path: Path) -> str | None:
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+    return None

@@ -1,0 +1,131 @@
+"""How to fit, as `fit` and `retrain` are asked it in the same words: options in, a plan out."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+import click
+
+from trainer.commands.options import base_option, by_option, cache_option
+from trainer.settings import Settings, cache_folder
+from worker.errors import UsageError
+
+if TYPE_CHECKING:
+    from trainer.fit import Plan
+    from trainer.progress import Reporter
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+OPTIONS: Final = (
+    base_option,
+    click.option(
+        "--recipe",
+        type=click.Choice(["default", "article"]),
+        default="default",
+        show_default=True,
+        help="How the last layer is fitted.",
+    ),
+    click.option("--epochs", type=click.IntRange(min=1), help="Epochs of --recipe article [default: 10]."),
+    click.option("--ban-threshold", type=float, metavar="X", help="Set the ban threshold by hand, unproven."),
+    click.option(
+        "--prevalence",
+        metavar="LABEL=SHARE,…",
+        help="Shares of uploads, such as risked=0.02: the ban precision is then to be shown at them "
+        "[default: the training shares].",
+    ),
+    click.option(
+        "--ban-precision", type=float, default=0.95, show_default=True, metavar="P", help="Bans that must be right."
+    ),
+    click.option(
+        "--review-recall",
+        type=float,
+        default=0.95,
+        show_default=True,
+        metavar="R",
+        help="Risked that a person must see.",
+    ),
+    click.option(
+        "--uploads-per-day",
+        type=click.IntRange(min=1),
+        default=1_000_000,
+        show_default=True,
+        metavar="N",
+        help="For the expected bans and reviews a day.",
+    ),
+    click.option(
+        "--explain",
+        "explained",
+        type=click.IntRange(0, 50),
+        default=3,
+        show_default=True,
+        metavar="N",
+        help="Test pictures with Shapley maps in the report; seconds each, 0 is none.",
+    ),
+    cache_option,
+    by_option,
+)
+
+
+def plan_options(command: Command) -> Command:
+    """Gives a command the options that `plan_of` takes."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def plan_of(
+    train: Path,
+    test: Path,
+    settings: Settings,
+    reporter: "Reporter",
+    *,
+    base: str,
+    recipe: Literal["article", "default"],
+    epochs: int | None,
+    ban_threshold: float | None,
+    prevalence: str | None,
+    ban_precision: float,
+    review_recall: float,
+    uploads_per_day: int,
+    explained: int,
+    cache: Path | None,
+    by: str | None,
+) -> "Plan":
+    """The plan for these folders. Raises UsageError for what cannot be meant."""
+    from trainer import release
+    from trainer.calibrate import Aims
+    from trainer.fit import Plan
+    from trainer.recipes import ARTICLE_EPOCHS
+
+    if epochs is not None and recipe != "article":
+        reporter.say("--epochs is for --recipe article only; the default recipe is solved to its end.")
+    return Plan(
+        train=train,
+        test=test,
+        by=by or release.whoami(),
+        base=base,
+        epochs=epochs or ARTICLE_EPOCHS,
+        recipe=recipe,
+        ban_threshold=ban_threshold,
+        prevalence=None if prevalence is None else parse_prevalence(prevalence),
+        aims=Aims(ban_precision, review_recall, uploads_per_day),
+        device=settings.device,
+        cache=cache_folder(cache),
+        cache_max_bytes=settings.cache_max_mb * 2**20,
+        explained=explained,
+    )
+
+
+def parse_prevalence(text: str) -> dict[str, float]:
+    """`risked=0.02,approved=0.6` as shares by label. Raises UsageError where it cannot be read."""
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, share = part.strip().partition("=")
+        try:
+            value = float(share)
+        except ValueError:
+            raise UsageError(f"--prevalence {part[:40]!r} cannot be read: write it as risked=0.02.") from None
+        if name in shares:
+            raise UsageError(f"--prevalence names {name[:40]!r} twice: give each label once.")
+        shares[name] = value
+    return shares

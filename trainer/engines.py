@@ -1,0 +1,121 @@
+"""What a version carries so that workers may serve it with something faster than float32.
+
+Frames of test pictures, on which any worker compares its engines; ranges for int8, measured on training pictures; and,
+where this machine multiplies bfloat16 natively, what the comparison shows here. Knows no recipe and no store.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.arrays import DoubleArray, Frames, IntArray
+from trainer.dataset import Picture, Unreadable
+from trainer.decoding import decode_all, middle
+from trainer.evaluate import compare_engine
+from trainer.frozen import BATCH_FRAMES
+from worker.decode import DecoderPool
+from worker.model import check_pictures, int8
+from worker.model import engine as worker_engines
+from worker.model import network as networks
+from worker.model.engine import EagerEngine
+from worker.model.manifest import BaseRef, EngineCheck, FileRef, Manifest
+from worker.model.network import Network
+from worker.model.preprocessing import Preprocessing
+
+CHECK_PICTURES: Final = 128
+"""Pictures a version carries at most: enough to see a label flip in one of a hundred, some 2 MB."""
+
+CALIBRATION_PICTURES: Final = 64
+"""Pictures that int8's ranges are measured on; a few seconds of work."""
+
+
+@dataclass(frozen=True)
+class ForEngines:
+    """Of a manifest `engines`, `activation_ranges` and `check_pictures`, and the file that the last one names."""
+
+    checks: dict[str, EngineCheck]
+    ranges: dict[str, tuple[float, float]]
+    pictures: FileRef | None
+    files: dict[str, bytes]
+
+
+def prepare(
+    network: Network,
+    state: Mapping[str, Tensor],
+    trained_on: Sequence[Picture],
+    tested_on: Sequence[Picture],
+    decoders: DecoderPool,
+    preprocessing: Preprocessing,
+    temperature: float,
+    ranges: dict[str, tuple[float, float]],
+) -> ForEngines:
+    """All of it for the whole network's `state`; `ranges` are taken over where they are known already. No bf16 is
+    compared where it is only emulated: no figure is recorded that no worker could reproduce at that speed."""
+    if not ranges:
+        body = worker_engines.body_of(network, state, torch.device("cpu"), torch.float32)
+        calibrated_on, _ = sample_frames(trained_on, decoders, CALIBRATION_PICTURES)
+        ranges = int8.calibrate(body, calibrated_on, preprocessing) if len(calibrated_on) else {}
+    frames, labels = sample_frames(tested_on, decoders, CHECK_PICTURES)
+    if not len(frames):
+        return ForEngines({}, ranges, None, {})
+    content, pictures = check_pictures.encode(frames, labels)
+    native = [device for device in map(torch.device, ("cpu", "cuda")) if networks.native_bf16(device)]
+    checks = {
+        f"{device.type}-bf16": check_bf16(network, state, frames, preprocessing, temperature, device)
+        for device in native
+    }
+    return ForEngines(checks, ranges, pictures, {check_pictures.FILE: content})
+
+
+def known_ranges(
+    champion: Manifest | None, base: BaseRef, preprocessing: Preprocessing
+) -> dict[str, tuple[float, float]]:
+    """The champion's int8 ranges, where they are those of the same frozen layers and preprocessing; else none.
+
+    They are properties of the layers before the last, which versions on one base share: measuring them anew would cost
+    each retraining more than its fit, and take the compiled engine from a worker whose layers did not change.
+    """
+    if champion is None or champion.base.sha256 != base.sha256 or champion.preprocessing != preprocessing.to_json():
+        return {}
+    return dict(champion.activation_ranges)
+
+
+def check_bf16(
+    network: Network,
+    state: Mapping[str, Tensor],
+    frames: Frames,
+    preprocessing: Preprocessing,
+    temperature: float,
+    device: torch.device,
+) -> EngineCheck:
+    """Compare bfloat16 with float32 on `device` for uint8 frames [N, H, W, 3], one a picture, as the worker runs them.
+
+    `state` is the whole network's state dict, head included.
+    """
+    head = worker_engines.head_of(network, state, temperature, device)
+
+    @torch.inference_mode()
+    def probabilities(precision: str) -> DoubleArray:
+        dtype = worker_engines.DTYPES[precision]
+        engine = EagerEngine(worker_engines.body_of(network, state, device, dtype), device, precision, preprocessing)
+        parts = [frames[start : start + BATCH_FRAMES] for start in range(0, len(frames), BATCH_FRAMES)]
+        return np.concatenate([head.probabilities(engine.features(part)).cpu().double().numpy() for part in parts])
+
+    return compare_engine(probabilities("fp32"), probabilities("bf16"))
+
+
+def sample_frames(pictures: Sequence[Picture], decoders: DecoderPool, count: int) -> tuple[Frames, IntArray]:
+    """The middle frames of up to `count` pictures spread over all, uint8 [N, H, W, 3], and their labels [N]; the
+    unreadable are left out, so that N may be 0."""
+    places = np.unique(np.linspace(0, len(pictures) - 1, min(count, len(pictures))).round().astype(int))
+    read = [
+        (middle(decoded.frames), picture.label)
+        for picture, decoded in decode_all([pictures[place] for place in places], decoders)
+        if not isinstance(decoded, Unreadable)
+    ]
+    frames = np.concatenate([frames for frames, _ in read]) if read else np.zeros((0, 0, 0, 3), np.uint8)
+    return frames, np.array([label for _, label in read], np.int64)

@@ -1,0 +1,240 @@
+"""One training run, a straight line from labelled folders to a published version.
+
+    scan ─► split ─► frozen features ─► recipe ─► calibrate ─► evaluate ─► check engines ─► report ─► publish
+    ─► take its place
+
+Each step is a module of its own; this one only hands on what they return. Nothing is written to the store
+before everything that can fail for want of data has succeeded.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor
+
+from trainer import assess, calibrate, dataset, engines, explain, maps, operating, prepare, recipes, release
+from trainer.arrays import DoubleArray, FloatArray
+from trainer.bases import choose_device, load_base
+from trainer.cache import MAX_BYTES, FeatureCache
+from trainer.calibrate import Aims, Calibration
+from trainer.evaluate import count, decisive, log_loss
+from trainer.features import computer
+from trainer.frozen import FrozenPart
+from trainer.outcomes import FILE as OUTCOMES_FILE
+from trainer.prepare import FeatureParts, Parts
+from trainer.progress import Reporter
+from trainer.recipes import FittedHead
+from trainer.report import FILE as REPORT_FILE
+from trainer.shapley import Head
+from trainer.tables import Tables
+from worker.decode import DecoderPool
+from worker.errors import UsageError
+from worker.model import network as networks
+from worker.model.manifest import Manifest, ManifestDraft, identity
+from worker.model.network import Network
+from worker.model.preprocessing import DecodeLimits, Preprocessing
+from worker.model.weights import WeightsStore, state_dict, tensors_digest
+
+Recipe = Literal["article", "default"]
+
+DECODE_TIMEOUT_S: Final = 8.0
+"""Seconds one picture may take to decode, as in the worker."""
+
+DECODE_MEMORY_BYTES: Final = 1536 * 2**20
+"""Memory one picture may take to decode, as in the worker."""
+
+DECODERS_MAX: Final = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is asked for. `base` is `imagenet`, `random:SEED` or a file's path; `epochs` is the article's;
+    `prevalence` has shares of uploads by label, None for the training shares; `explained` is how many test pictures
+    the report has Shapley maps of.
+
+    `cache` is the folder that keeps features and takes large tables; with None nothing is kept, and all is in memory.
+    """
+
+    train: Path
+    test: Path
+    by: str
+    base: str = "imagenet"
+    recipe: Recipe = "default"
+    epochs: int = recipes.ARTICLE_EPOCHS
+    ban_threshold: float | None = None
+    prevalence: Mapping[str, float] | None = None
+    aims: Aims = field(default_factory=Aims)
+    network: str = "vgg11"
+    device: str = "auto"
+    cache: Path | None = None
+    cache_max_bytes: int = MAX_BYTES
+    explained: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise UsageError(f"{self.epochs} epochs fit nothing: give 1 or more.")
+        if self.ban_threshold is not None:
+            calibrate.check_ban_threshold(self.ban_threshold)
+        if self.prevalence:
+            operating.check_given(self.prevalence)
+
+
+def fit(
+    plan: Plan, store: WeightsStore, reporter: Reporter, *, parts: Parts | None = None, locked: bool = False
+) -> Manifest:
+    """Train a version as planned, publish it, and make it champion (the store's first) or challenger.
+
+    `parts` are the plan's pictures where they have been gathered already; `locked` says that the caller holds the
+    store's run lock. Raises UsageError, DataError, WeightsError, UnavailableError, and LockedError where another run
+    is at work.
+    """
+    started_s = time.monotonic()
+    device = choose_device(plan.device)
+    with nullcontext() if locked else release.one_run(store):
+        parent = store.champion()  # read first: a damaged store is found out before the work, not after it
+        parts = parts or prepare.gather(plan.train, plan.test, reporter)
+        network = networks.get(plan.network)
+        base, source = load_base(plan.base, network, reporter)
+        preprocessing = Preprocessing()
+        frozen = FrozenPart(network, base, preprocessing, device, Tables(plan.cache))
+        with open_cache(plan, frozen, reporter) as cache, decoder_pool(preprocessing) as decoders:
+            features = prepare.compute_all(parts, computer(frozen, decoders, reporter, cache), reporter)
+            head = fit_head(plan, frozen, features, reporter)
+            judged = judge(plan, frozen, head, features)
+            reporter.say(judged.calibration.explanation)
+            delta = _delta(network, head)
+            base_ref = store.add_base(base, source)
+            for_engines = engines.prepare(
+                network,
+                state_dict(base, delta),
+                features.fitted_on.pictures,
+                [*features.test.pictures, *features.held_out.pictures],
+                decoders,
+                preprocessing,
+                judged.calibration.temperature,
+                engines.known_ranges(store.manifest(parent) if parent else None, base_ref, preprocessing),
+            )
+            draft = ManifestDraft(
+                network=plan.network,
+                preprocessing=preprocessing.to_json(),
+                base=base_ref,
+                temperature=judged.calibration.temperature,
+                ban_threshold=judged.calibration.ban_threshold,
+                ban_threshold_proven=judged.calibration.ban_threshold_proven,
+                review_threshold=judged.calibration.review_threshold,
+                metrics=judged.metrics,
+                parent=parent,
+                data=prepare.describe(features),
+                provenance=_provenance(plan, source, head, judged.calibration, device, time.monotonic() - started_s),
+                engines=for_engines.checks,
+                activation_ranges=for_engines.ranges,
+                check_pictures=for_engines.pictures,
+            )
+            champion = assess.champion_on(store, draft, judged.test_head_input, features.test)
+            outcomes = assess.outcomes_of(draft, features.test, judged.test_probabilities, champion)
+            version_id = identity(draft, tensors_digest(delta))
+            after = Head(version_id, head, draft.temperature)
+            explained = explain.of_test_pictures(
+                draft, base, after, features, outcomes, plan.explained, device, decoders, reporter
+            )
+            panels = maps.panels(explained)
+            page = assess.report_of(version_id, draft, features, outcomes, champion, decoders, panels)
+        files = {OUTCOMES_FILE: outcomes.to_json(), REPORT_FILE: page, **for_engines.files}
+        manifest = store.publish(draft, delta, files)
+        role = release.take_its_place(store, manifest.id, by=plan.by)
+    accuracy = manifest.metrics["test"]["accuracy"]
+    reporter.say(f"Published {manifest.id} as {role}: test accuracy {accuracy:.3f}.")
+    return manifest
+
+
+@contextmanager
+def open_cache(plan: Plan, frozen: FrozenPart, reporter: Reporter) -> Iterator[FeatureCache | None]:
+    """The plan's feature cache for what `frozen` computes; None where the plan has none."""
+    if plan.cache is None:
+        yield None
+        return
+    with FeatureCache(plan.cache, frozen.key, frozen.dtype, reporter.say, plan.cache_max_bytes) as cache:
+        yield cache
+
+
+def decoder_pool(preprocessing: Preprocessing) -> DecoderPool:
+    """Decoders with the worker's limits, for half the cores."""
+    return DecoderPool(
+        preprocessing,
+        DecodeLimits(),
+        processes=max(1, min(DECODERS_MAX, (os.cpu_count() or 1) // 2)),
+        timeout_s=DECODE_TIMEOUT_S,
+        memory_bytes=DECODE_MEMORY_BYTES,
+    )
+
+
+def fit_head(plan: Plan, frozen: FrozenPart, features: FeatureParts, reporter: Reporter) -> FittedHead:
+    """The last layer by the planned recipe."""
+    if plan.recipe == "article":
+        reporter.say("As published, this recipe keeps the epoch that is best on the test pictures: that flatters it.")
+        return recipes.fit_article(frozen, features.fitted_on, features.test, plan.epochs, recipes.SEED, reporter)
+    fitted_on = features.fitted_on
+    head_input = frozen.head_input(fitted_on.values)
+    return recipes.fit_default(head_input, fitted_on.labels, recipes.SEED, reporter, frozen.tables)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Calibration, the manifest's metrics, and of the test pictures probabilities [pictures, 3] and head input."""
+
+    calibration: Calibration
+    metrics: dict[str, Any]
+    test_probabilities: DoubleArray
+    test_head_input: FloatArray
+
+
+def judge(plan: Plan, frozen: FrozenPart, head: FittedHead, features: FeatureParts) -> Judgement:
+    """Calibrate on the held-out part, then report on it and on the test part."""
+    held_out, test = features.held_out, features.test
+    at = operating.prevalence(plan.prevalence, dataset.counts([*features.fitted_on.pictures, *held_out.pictures]))
+    logits = head.logits(frozen.head_input(held_out.values))
+    calibration = calibrate.calibrate(logits, held_out.owner, held_out.labels, plan.ban_threshold, plan.aims, at)
+    thresholds = (calibration.ban_threshold, calibration.review_threshold)
+    held_out_probabilities = decisive(logits, held_out.owner, calibration.temperature)
+    test_head_input = frozen.head_input(test.values)
+    test_probabilities = decisive(head.logits(test_head_input), test.owner, calibration.temperature)
+    uncalibrated = log_loss(decisive(logits, held_out.owner, 1.0), held_out.labels)
+    metrics = {
+        "test": assess.figures_of(test_probabilities, test.labels, *thresholds),
+        "held_out": count(held_out_probabilities, held_out.labels, *thresholds)
+        | {"log_loss_uncalibrated": uncalibrated},
+        "operating": calibration.operating,
+    }
+    return Judgement(calibration, metrics, test_probabilities, test_head_input)
+
+
+def _delta(network: Network, head: FittedHead) -> dict[str, Tensor]:
+    return {
+        f"{network.head}.weight": torch.from_numpy(head.weight),
+        f"{network.head}.bias": torch.from_numpy(head.bias),
+    }
+
+
+def _provenance(
+    plan: Plan, source: str, head: FittedHead, calibration: Calibration, device: torch.device, seconds: float
+) -> dict[str, Any]:
+    return {
+        "created_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "by": plan.by,
+        "recipe": plan.recipe,
+        "epochs": plan.epochs if plan.recipe == "article" else None,
+        "seed": recipes.SEED,
+        "hyperparameters": head.hyperparameters,
+        "calibration": calibration.explanation,
+        "base_source": source,
+        "torch": torch.__version__,
+        "device": device.type,
+        "seconds": round(seconds, 1),
+    }

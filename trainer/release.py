@@ -1,0 +1,170 @@
+"""What happens to a version once it exists: published, listed, promoted past the gate, rolled back; one run at a time.
+
+Files and their verification are the store's (`worker.model.weights`), whether a version is good enough is the gate's
+to say; this module says which version plays which part. Knows nothing of pictures or of how a version was made.
+"""
+
+import getpass
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Final, Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from trainer import gate, locks, outcomes
+from trainer.errors import RefusedError
+from trainer.gate import Decision
+from trainer.outcomes import Outcomes
+from worker.errors import UsageError, WeightsError
+from worker.model.manifest import Manifest
+from worker.model.weights import WeightsStore
+
+Role = Literal["champion", "challenger"]
+
+FIRST_WHY: Final = "first version of the store"
+CHOSE_ON_TEST: Final = (
+    "The article's recipe chose its epoch on these test pictures, which flatters it: judge it on others."
+)
+
+
+def one_run(store: WeightsStore) -> AbstractContextManager[None]:
+    """Hold the store's run lock. Raises LockedError where another run holds it, WeightsError where the store's folder
+    cannot be written to."""
+    return locks.one_run(store.root, "weights store", "--weights", WeightsError)
+
+
+def take_its_place(store: WeightsStore, version_id: str, *, by: str) -> Role:
+    """Make the store's first version its champion, a later one the challenger; a champion fitted again stays it."""
+    champion = store.champion()
+    if champion == version_id:
+        return "champion"
+    if champion is None:
+        store.promote(version_id, by=by, why=FIRST_WHY)
+        return "champion"
+    store.set_challenger(version_id)
+    return "challenger"
+
+
+def promote(
+    store: WeightsStore,
+    version_id: str,
+    *,
+    by: str,
+    why: str,
+    margin: float = gate.MARGIN,
+    force: bool = False,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> None:
+    """Put a version into service after verifying all its files and, where one is in service, passing the gate.
+
+    `say` is told the gate's figures. With `force` they are recorded, and it goes ahead against them. Raises UsageError
+    where there is none of that id, RefusedError where the gate says no.
+    """
+    known(store, version_id)
+    champion = store.champion()
+    if champion == version_id:
+        raise UsageError(f"{version_id} is the champion already: nothing to promote.")
+    gate.check_margin(margin)
+    if champion is None:
+        store.promote(version_id, by=by, why=why, forced=force)
+        return
+    decision = compare(store, version_id, champion, margin)
+    for sentence in decision.sentences():
+        say(sentence)
+    if not decision.passed and not force:
+        raise RefusedError(_refusal(version_id, champion, decision))
+    store.promote(version_id, by=by, why=why, gate=decision.to_json(), forced=force and not decision.passed)
+
+
+def compare(store: WeightsStore, version_id: str, champion: str, margin: float = gate.MARGIN) -> Decision:
+    """What the gate says of a version against `champion`, on test pictures that both have outcomes of.
+
+    The champion's are those that the version's own run noted down, else those of the champion's.
+    """
+    manifest, own = store.manifest(version_id), read_outcomes(store, version_id)
+    notes = [] if own else [f"{version_id} keeps no outcomes of its test pictures."]
+    judged: gate.Judged = own.verdicts() if own else {}
+    if own and own.parent and own.parent[0] == champion:
+        others: gate.Judged = own.of_parent()
+    else:
+        of_champion = read_outcomes(store, champion)
+        others = of_champion.verdicts() if of_champion else {}
+        notes += [] if of_champion else [f"The champion {champion} keeps no outcomes of its test pictures."]
+    if manifest.provenance.get("recipe") == "article":
+        notes.append(CHOSE_ON_TEST)
+    precision, at = gate.aims(manifest.metrics)
+    decision = gate.judge(judged, others, margin=margin, ban_precision=precision, at=at)
+    return replace(decision, notes=(*decision.notes, *notes))
+
+
+def read_outcomes(store: WeightsStore, version_id: str) -> Outcomes | None:
+    """What a version made of its test pictures; None where it keeps no such file. WeightsError where it is damaged."""
+    content = store.read_extra(version_id, outcomes.FILE, outcomes.FILE_MAX_BYTES)
+    return None if content is None else outcomes.parse(content, version_id)
+
+
+def _refusal(version_id: str, champion: str, decision: Decision) -> str:
+    failed = [check for check in decision.checks if not check.passed]
+    names = " and ".join(check.name for check in failed)
+    hopeless = any(check.missing is None for check in failed)
+    more = "; ".join(f"about {check.missing} more for {check.name}" for check in failed if check.missing)
+    what = "fit a better one" if hopeless else f"supply more test pictures ({more}) and fit again"
+    return (
+        f"The version {version_id} is not promoted, for it is not shown to be as good as {champion} within "
+        f"{decision.margin:g} ({names}): {what}, or promote with --force --why TEXT."
+    )
+
+
+def known(store: WeightsStore, version_id: str) -> Manifest:
+    """The verified manifest of a published version. Raises UsageError where there is none of that id."""
+    if version_id not in store.versions():
+        raise UsageError(f"There is no version {version_id[:80]!r}: name one that `moderation-trainer list` shows.")
+    return store.manifest(version_id)
+
+
+def show_versions(store: WeightsStore, console: Console) -> None:
+    """Print the versions, oldest first: a table on a terminal, tab-separated lines elsewhere."""
+    champion, challenger = store.champion(), store.challenger()
+    header = ("version", "role", "test accuracy", "ban threshold", "recipe", "base", "created", "by")
+    manifests = [store.manifest(version_id) for version_id in store.versions()]
+    manifests.sort(key=lambda manifest: str(manifest.provenance.get("created_at", "")))
+    rows = [_row(manifest, champion, challenger) for manifest in manifests]
+    if not console.is_terminal:
+        for row in (header, *rows):
+            print("\t".join(row), file=console.file)  # rich would turn the tabs into spaces
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in header:
+        table.add_column(name, no_wrap=name == "version")
+    for row in rows:
+        table.add_row(*row, style="bold" if row[1] == "champion" else "")
+    console.print(table)
+
+
+def _row(manifest: Manifest, champion: str | None, challenger: str | None) -> tuple[str, ...]:
+    role = {champion: "champion", challenger: "challenger"}.get(manifest.id, "")
+    accuracy = manifest.metrics.get("test", {}).get("accuracy")
+    threshold = manifest.ban_threshold
+    proven = "" if manifest.ban_threshold_proven else " (unproven)"
+    return (
+        manifest.id,
+        role,
+        f"{accuracy:.3f}" if isinstance(accuracy, float) else "unknown",
+        "never bans" if threshold is None else f"{threshold:g}{proven}",
+        str(manifest.provenance.get("recipe", "")),
+        manifest.base.source,
+        str(manifest.provenance.get("created_at", "")),
+        str(manifest.provenance.get("by", "")),
+    )
+
+
+def whoami() -> str:
+    """The name of the user that runs this, for the record."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"uid {os.getuid()}"

@@ -1,0 +1,122 @@
+"""The scheduled job, a straight line from what people decided to a version in service, or not.
+
+    lock ─► collect ─► check ─► anything new? ─► fit and evaluate ─► gate ─► promoted, or left as challenger
+
+Each step is another module's; this one is their order, and what makes the job safe to run twice: the ledger says
+what has gone the whole way, and only that is not done again. Knows no Redis, metrics formats or command lines.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from trainer import collect, dataset, gate, ledger, locks, prepare, release
+from trainer.collect import Collector, Fetches
+from trainer.errors import DataError, RefusedError
+from trainer.fit import Plan, decoder_pool, fit
+from trainer.ledger import Decision, Fitted
+from trainer.prepare import Parts
+from trainer.progress import Reporter
+from trainer.retrain_metrics import Record
+from worker.client import Moderation
+from worker.model.preprocessing import Preprocessing
+from worker.model.weights import WeightsStore
+
+WHY: Final = "retrain: passed the gate"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run is asked for. `plan` says how to fit; its folders are those of the data set in `data`.
+
+    `always` fits although nothing is new. Raises UsageError for a margin or a share that is none.
+    """
+
+    data: Path
+    plan: Plan
+    margin: float = gate.MARGIN
+    test_share: float = collect.TEST_SHARE
+    always: bool = False
+    fetch_threads: int = 16
+
+    def __post_init__(self) -> None:
+        gate.check_margin(self.margin)
+        collect.check_test_share(self.test_share)
+
+
+def retrain(
+    job: Job, store: WeightsStore, client: Moderation, content: Fetches, reporter: Reporter, record: Record
+) -> str | None:
+    """Run the job and note in `record` what became of it; returns the champion's id.
+
+    Raises LockedError, before anything is touched, where another run works on the data set or the store;
+    RefusedError, with the new version left as challenger, where the gate says no; and what its steps raise.
+    """
+    with locks.one_run(job.data, "data set", "--data", DataError), release.one_run(store):
+        with record.step("collect"):
+            decoders = partial(decoder_pool, Preprocessing())
+            collector = Collector(job.data, content, decoders, reporter, job.fetch_threads, job.test_share)
+            collector.collect(lambda after: _decisions(client, after), record.pictures)
+        with record.step("check"):
+            parts = prepare.gather(job.plan.train, job.plan.test, reporter)
+            record.parts = {
+                "train": dataset.counts([*parts.fitted_on, *parts.held_out]),
+                "test": dataset.counts(parts.test),
+            }
+        known = ledger.read(job.data).fitted
+        done = known is not None and known == _fitted(known.version, parts) and known.version in store.versions()
+        if known is not None and done and not job.always:
+            reporter.say(f"Nothing is new since {known.version}: no version is fitted; --always fits all the same.")
+            record.outcome = "nothing_new"
+            return store.champion()
+        return _fit_and_release(job, parts, store, reporter, record)
+
+
+def _fit_and_release(job: Job, parts: Parts, store: WeightsStore, reporter: Reporter, record: Record) -> str | None:
+    before = store.champion()
+    with record.step("fit"):
+        version = fit(job.plan, store, reporter, parts=parts, locked=True).id
+    done = _fitted(version, parts)
+    with record.step("gate"):
+        if version == before:
+            reporter.say(f"The pictures make {version} again, which is in service already.")
+            record.outcome = "nothing_new"
+        else:
+            try:
+                _put_into_service(job, store, version, reporter)
+            except RefusedError:
+                _save(job.data, done)
+                record.outcome = "refused"
+                raise
+            record.outcome = "promoted"
+        _save(job.data, done)
+    return store.champion()
+
+
+def _put_into_service(job: Job, store: WeightsStore, version: str, reporter: Reporter) -> None:
+    """Past the gate, unless it is the store's first version and so in service already."""
+    if store.champion() == version:
+        return
+    last = next((entry for entry in reversed(store.history()) if version in (entry.from_, entry.to)), None)
+    if last is not None and last.action == "rollback" and last.from_ == version:
+        raise RefusedError(
+            f"The version {version} is not promoted, for {last.by} took it out of service "
+            f"({last.why.rstrip('.')}): correct what it was fitted on, or promote it by hand."
+        )
+    release.promote(store, version, by=job.plan.by, why=WHY, margin=job.margin, say=reporter.say)
+
+
+def _fitted(version: str, parts: Parts) -> Fitted:
+    train = dataset.digest([*parts.fitted_on, *parts.held_out])
+    return Fitted(version=version, train=train, test=dataset.digest(parts.test))
+
+
+def _save(data: Path, fitted: Fitted) -> None:
+    ledger.save(data, ledger.read(data).model_copy(update={"fitted": fitted}))
+
+
+def _decisions(client: Moderation, after: str) -> Iterator[Decision]:
+    for one in client.corrections(after):
+        yield Decision(correction=one.id, content_id=one.content_id, label=one.label, sha256=one.content_sha256)

@@ -1,0 +1,82 @@
+"""Follows the store's champion: what it names is in service within seconds, or refused with one log line.
+
+A version ID goes in, a loaded classifier comes out. Knows no pictures and no queues.
+"""
+
+import logging
+import threading
+
+from worker.classifier import Classifier
+from worker.errors import ModerationError, WeightsError
+from worker.metrics import Metrics
+from worker.model.reference import expected
+from worker.model.weights import WeightsStore
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0
+
+
+class ChampionFollower:
+    """One thread that looks at the champion file; loading happens there, beside the scoring."""
+
+    def __init__(self, store: WeightsStore, classifier: Classifier, metrics: Metrics) -> None:
+        self._store = store
+        self._classifier = classifier
+        self._metrics = metrics
+        self._refused: str | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="champion", daemon=True)
+
+    def start(self) -> None:
+        """Loads the champion, then follows it. Raises WeightsError where there is none, or it cannot be served."""
+        champion = self._store.champion()
+        if champion is None:
+            raise WeightsError(
+                f"There is no champion in the weights store {self._store.root}: make one with "
+                "`moderation-trainer fit`, or set MODERATION_WEIGHTS_DIR."
+            )
+        self._load(champion)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(LOOK_EVERY_S):
+            try:
+                self._look()
+            except Exception as error:
+                # Never fatal: the version in service goes on, and the store may be mended.
+                self._refuse(str(error) if isinstance(error, ModerationError) else repr(error))
+
+    def _look(self) -> None:
+        champion = self._store.champion()
+        serving = self._classifier.version
+        if champion is None:
+            self._refuse(f"{self._store.root} names no champion any more")
+        elif serving is None or champion != serving.id:
+            self._load(champion)
+        else:
+            self._accept()
+
+    def _load(self, version_id: str) -> None:
+        version = self._classifier.load(version_id)
+        self._accept()
+        self._metrics.serving(version.id, version.engine, expected(version.manifest.metrics))
+        logger.info("serving %s with %s", version.id, version.engine)
+
+    def _accept(self) -> None:
+        self._refused = None
+        self._metrics.champion_refused.set(0)
+
+    def _refuse(self, why: str) -> None:
+        self._metrics.champion_refused.set(1)
+        if why != self._refused:  # said once, not every second
+            self._refused = why
+            self._metrics.loads.labels("refused").inc()
+            serving = self._classifier.version
+            logger.error("champion refused, %s stays in service: %s", serving.id if serving else "nothing", why)

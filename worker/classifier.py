@@ -1,0 +1,214 @@
+"""Scores images: uint8 frames in, probabilities out. Knows nothing of content IDs, queues or bans.
+
+Holds one version at a time; taking up another swaps one reference, so that a batch is scored by one version and one
+engine and names both. Versions that differ in their last layer share the engine, so that such a swap builds nothing.
+A faster engine is put in from outside (`use`); which may be is not decided here.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from worker.errors import ModerationError, UsageError, WeightsError
+from worker.model import engine as engines
+from worker.model import network as networks
+from worker.model.engine import EagerEngine, Engine, Head
+from worker.model.manifest import Manifest
+from worker.model.preprocessing import Preprocessing
+from worker.model.weights import WeightsStore, state_dict
+
+logger = logging.getLogger(__name__)
+
+Frames = engines.Frames
+Probabilities = npt.NDArray[np.float32]
+
+
+class OutOfDeviceMemoryError(ModerationError):
+    """The device has no memory for a batch of this size; a smaller one may fit."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version in memory: all that a batch needs of it, in one object. `body` names what its engine runs."""
+
+    manifest: Manifest
+    runner: Engine
+    head: Head
+    body: str
+    preprocessing: Preprocessing
+
+    @property
+    def id(self) -> str:
+        """The version's id in the store."""
+        return self.manifest.id
+
+    @property
+    def engine(self) -> str:
+        """The engine's name, such as `cpu-bf16`."""
+        return self.runner.name
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Probabilities [n, 3] in label order, and the version that gave them."""
+
+    probabilities: Probabilities
+    version: Version
+
+
+class Classifier:
+    """The network on its device.
+
+    Args:
+        store: where versions come from.
+        device: `auto`, `cpu` or `cuda`.
+        precision: `auto`, `fp32`, `bf16` or `int8`. It serves with the eager engine nearest to it: bf16 where that was
+            asked for, or, with `auto`, where the hardware multiplies it natively and the version's manifest says that
+            it was compared with fp32 and agreed; fp32 otherwise.
+        threads: threads of a forward pass on the CPU; 0 leaves torch's own choice, one a core.
+
+    Raises:
+        UsageError: this machine has no such device, or the device no such precision.
+    """
+
+    def __init__(self, store: WeightsStore, *, device: str, precision: str, threads: int = 0) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("MODERATION_DEVICE is cuda but torch finds no CUDA device: set cpu, or auto.")
+        self._store = store
+        self.device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+        if precision == "bf16" and not networks.native_bf16(self.device):
+            raise UsageError(
+                f"MODERATION_PRECISION is bf16 but this {self.device.type} does not multiply it natively and would be "
+                "several times slower than in fp32: set auto."
+            )
+        if precision == "int8" and self.device.type != "cpu":
+            raise UsageError("MODERATION_PRECISION is int8, which is built for the CPU: set auto, or bf16.")
+        self.precision = precision
+        self._loading = threading.Lock()
+        self._version: Version | None = None
+        self.accepts: Callable[[Engine, Manifest, Head], bool] = lambda engine, manifest, head: False
+        """Asked on a swap whether the faster engine in service may serve a version with this last layer."""
+        self.watcher: Callable[[Version, Frames, Tensor], None] | None = None
+        """Shown each scored batch and its features while it is set; must be quick."""
+        if threads:
+            torch.set_num_threads(threads)
+
+    @property
+    def version(self) -> Version | None:
+        """The version in service."""
+        return self._version
+
+    @property
+    def device_name(self) -> str:
+        """The device as people know it: a GPU's model, or how many threads of the CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"CPU, {torch.get_num_threads()} threads"
+
+    def load(self, version_id: str) -> Version:
+        """Verifies a version, brings it onto the device, warms it up, and puts it into service.
+
+        Raises WeightsError where it cannot be served; the version in service then stays.
+        """
+        with self._loading:
+            manifest = self._store.manifest(version_id)
+            preprocessing = Preprocessing.from_json(manifest.preprocessing)
+            current = self._version
+            if current is not None and current.preprocessing != preprocessing:
+                raise WeightsError(
+                    f"{version_id} prepares pictures in another way than {current.id}: restart the workers to serve it"
+                )
+            network = networks.get(manifest.network)
+            delta = self._store.read_delta(manifest)
+            base: dict[str, Tensor] | None = None
+            if network.head_names() - delta.keys():  # it kept a part of the base's last layer
+                base = self._store.read_base(manifest.base.sha256, manifest.base.bytes)
+            head = engines.head_of(network, state_dict(base or {}, delta), manifest.temperature, self.device)
+            body = engines.body_key(network, manifest, delta, preprocessing)
+            if current is not None and current.body == body and self._may_stay(current.runner, manifest, head):
+                runner = current.runner
+            else:
+                runner = self._eager(manifest, delta, base, self._first_precision(manifest))
+            version = Version(manifest, runner, head, body, preprocessing)
+            self._warm_up(version)
+            self._version = version
+            return version
+
+    def reference(self, version: Version) -> Engine:
+        """float32 as PyTorch runs it: the engine in service where it is that one, else read anew from the store."""
+        if version.engine == f"{self.device.type}-fp32" and isinstance(version.runner, EagerEngine):
+            return version.runner
+        return self.eager(version, "fp32")
+
+    def eager(self, version: Version, precision: str) -> Engine:
+        """A version's body as PyTorch runs it in `precision`, read anew from the store."""
+        return self._eager(version.manifest, self._store.read_delta(version.manifest), None, precision)
+
+    def use(self, engine: Engine, version_id: str) -> bool:
+        """Puts `engine` in the place of the one in service, between two batches; False where another version is in
+        service by now. It is warmed up first."""
+        with self._loading:
+            current = self._version
+            if current is None or current.id != version_id:
+                return False
+            version = replace(current, runner=engine)
+            self._warm_up(version)
+            self._version = version
+            return True
+
+    def score(self, frames: Frames) -> Scores:
+        """Probabilities of uint8 frames [n, crop, crop, 3].
+
+        Raises:
+            OutOfDeviceMemoryError: the batch does not fit.
+            WeightsError: nothing is loaded yet.
+        """
+        version = self._version
+        if version is None:
+            raise WeightsError("No weights are loaded: promote a version with moderation-trainer.")
+        return Scores(self._forward(version, frames), version)
+
+    def _forward(self, version: Version, frames: Frames, *, watched: bool = True) -> Probabilities:
+        try:
+            with torch.inference_mode():
+                features = version.runner.features(frames)
+                probabilities = version.head.probabilities(features).cpu().numpy()
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise OutOfDeviceMemoryError(f"{len(frames)} images do not fit on {self.device}.") from error
+        if not np.isfinite(probabilities).all():
+            raise FloatingPointError(f"{version.id} gives probabilities that are no numbers")
+        watcher = self.watcher
+        if watched and watcher is not None:
+            watcher(version, frames, features)
+        result: Probabilities = probabilities
+        return result
+
+    def _warm_up(self, version: Version) -> None:
+        crop = version.preprocessing.crop
+        self._forward(version, np.zeros((1, crop, crop, 3), np.uint8), watched=False)
+
+    def _first_precision(self, manifest: Manifest) -> str:
+        if self.precision != "auto":
+            return "bf16" if self.precision == "bf16" else "fp32"
+        check = manifest.engines.get(f"{self.device.type}-bf16")
+        return "bf16" if check is not None and check.passed and networks.native_bf16(self.device) else "fp32"
+
+    def _may_stay(self, engine: Engine, manifest: Manifest, head: Head) -> bool:
+        if isinstance(engine, EagerEngine) and engine.name == f"{self.device.type}-{self._first_precision(manifest)}":
+            return True
+        return self.accepts(engine, manifest, head)
+
+    def _eager(
+        self, manifest: Manifest, delta: dict[str, Tensor], base: dict[str, Tensor] | None, precision: str
+    ) -> Engine:
+        network = networks.get(manifest.network)
+        base = base or self._store.read_base(manifest.base.sha256, manifest.base.bytes)
+        body = engines.body_of(network, state_dict(base, delta), self.device, engines.DTYPES[precision])
+        return EagerEngine(body, self.device, precision, Preprocessing.from_json(manifest.preprocessing))

@@ -1,0 +1,184 @@
+"""The `moderation` command: a client for people and shell scripts, and the way to start a worker or the exporter.
+
+Words in, words out; everything else is in the rooms it calls. Errors are one sentence on stderr and exit 2.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from worker import bus, cli_people, exporter, logs, settings
+from worker import status as screen
+from worker.client import Moderation
+from worker.errors import ModerationError
+from worker.health import HealthServer
+
+logger = logging.getLogger(__name__)
+
+EXIT_ERROR = 2
+WAIT_TIMEOUT_S = 3600.0
+
+
+class _Cli(click.Group):
+    """Turns errors that are meant for the caller into one sentence and an exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except ModerationError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(EXIT_ERROR)
+        except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+
+
+@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="moderation-worker")
+def main() -> None:
+    """Image moderation: submit content IDs, read verdicts, run workers. Settings: MODERATION_* variables."""
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.option("--gpu", type=click.IntRange(0, 63), help="Pin to this GPU: own node name, metrics port base + N.")
+@click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
+def worker(gpu: int | None, celery_options: tuple[str, ...]) -> None:
+    """Run one worker process. Further options go to Celery's own `worker` command."""
+    configured = settings.load()
+    if {"-D", "--detach"} & set(celery_options):
+        raise click.UsageError("A worker stays in the foreground: leave out --detach, systemd or a shell can do it.")
+    logs.set_up(configured.log_level, configured.log_format)  # before Celery does: it warns first
+    # A banner is no JSON, and would stand among the lines where a log store collects both outputs.
+    quiet = ["--quiet"] if configured.log_format == "json" else []
+    named: list[str] = []
+    if gpu is not None:
+        # Before torch is imported, or it has counted the devices already.
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        if configured.metrics_port:
+            os.environ["MODERATION_METRICS_PORT"] = str(configured.metrics_port + gpu)
+        named = ["--hostname", f"gpu{gpu}@%h"]
+    from worker.app import app
+
+    app.worker_main([*quiet, "worker", *named, *celery_options])
+
+
+@main.command()
+@click.argument("ids", nargs=-1)
+@click.option(
+    "--from", "source", type=click.Path(path_type=Path, allow_dash=True), help="File of IDs, a line each; - is stdin."
+)
+@click.option("--backfill", is_flag=True, help="Wait until no upload waits.")
+@click.option("--rescan", is_flag=True, help="Judge again what already has a verdict.")
+@click.option("--durable", is_flag=True, help="Return only when the entries are on the server's disk.")
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Seconds for room in a full intake.",
+)
+@click.option("--wait", is_flag=True, help="Wait for the verdicts and print them, a line of JSON each.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0), default=WAIT_TIMEOUT_S, show_default=True, help="Seconds for --wait."
+)
+def submit(
+    ids: tuple[str, ...],
+    source: Path | None,
+    backfill: bool,
+    rescan: bool,
+    durable: bool,
+    patience: float,
+    wait: bool,
+    timeout: float,
+) -> None:
+    """Enqueue content IDs."""
+    wanted = [*ids, *(_lines(source) if source else ())]
+    if not wanted:
+        raise click.UsageError("There is no content ID to submit: name some, or give --from FILE.")
+    if rescan and wait:
+        raise click.UsageError("A rescan that changes nothing writes nothing to wait for: leave out --wait.")
+    client = Moderation()
+    count = client.submit(wanted, backfill=backfill, rescan=rescan, durable=durable, patience_s=patience)
+    click.echo(f"{count} submitted", err=True)
+    if wait:
+        found = client.wait(wanted, timeout)
+        for content_id in wanted:
+            click.echo(found[content_id].to_json())
+
+
+@main.command()
+@click.argument("content_id")
+def verdict(content_id: str) -> None:
+    """Print the verdict on one content ID as JSON; exit 1 where there is none."""
+    found = Moderation().verdict(content_id)
+    if found is None:
+        click.echo(f"{content_id} has no verdict (yet, or any more)", err=True)
+        sys.exit(1)
+    click.echo(found.to_json())
+
+
+@main.command()
+@click.option("--after", default="0", show_default=True, help="Entry ID to go on from; $ is the end.")
+@click.option("--follow", is_flag=True, help="Wait for new ones; never ends.")
+def verdicts(after: str, follow: bool) -> None:
+    """Print verdicts in order, as `ENTRY_ID JSON` lines."""
+    for entry_id, document in Moderation().verdicts(after, follow=follow):
+        click.echo(f"{entry_id} {document.to_json()}")
+
+
+for command in cli_people.COMMANDS:
+    main.add_command(command)
+
+
+@main.command("exporter")
+@click.option("--port", type=click.IntRange(1, 65535), help="Default: MODERATION_EXPORTER_PORT.")
+def run_exporter(port: int | None) -> None:
+    """Serve the whole service's figures for Prometheus; needs no worker."""
+    configured = settings.load()
+    logs.set_up(configured.log_level, configured.log_format)
+    client = bus.connect(configured.redis_url, configured.sentinel_master)
+    server = HealthServer(
+        configured.metrics_host,
+        port or configured.exporter_port,
+        exporter.registry(client),
+        healthy=lambda: None,
+        ready=lambda: exporter.problem(client),
+    )
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    logger.info("serving http://%s:%d/metrics", configured.metrics_host, port or configured.exporter_port)
+    stopped.wait()
+    server.close()
+
+
+@main.command()
+def status() -> None:
+    """One screen: what is wrong, backlog, workers, last promotion, circuit breaker."""
+    figures = exporter.read(Moderation().redis)
+    promotion = screen.last_promotion(settings.load().weights_dir)
+    width = None if sys.stdout.isatty() else screen.WIDTH
+    Console(highlight=False, width=width).print(screen.draw(figures, promotion, datetime.now(UTC)))
+
+
+def _lines(source: Path) -> Iterator[str]:
+    try:
+        with click.open_file(str(source), encoding="utf-8") as file:
+            yield from (line.strip() for line in file if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(
+            f"{source} cannot be read ({error}): name a text file with one content ID a line."
+        ) from None
+
+
+if __name__ == "__main__":
+    main()

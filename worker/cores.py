@@ -1,0 +1,22 @@
+"""How many cores this process may use: what it is pinned to and what its container is given, not what the machine has.
+
+Knows no settings and no torch.
+"""
+
+import math
+import os
+from pathlib import Path
+
+CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+"""`QUOTA PERIOD` in microseconds, or `max PERIOD` (cgroup v2), as a container sees its own."""
+
+
+def usable(limit: Path = CGROUP_LIMIT) -> int:
+    """At least 1; a share of a core counts as one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = limit.read_text().split()
+        given = math.ceil(int(quota) / int(period))
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or no limit
+        return cores
+    return max(1, min(cores, given))

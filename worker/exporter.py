@@ -1,0 +1,132 @@
+"""Figures of the whole service, read from Redis at each scrape; needs no worker.
+
+Kept apart from the workers' own metrics so that they neither multiply by the number of workers nor vanish with
+the last one. Also what `moderation status` shows.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from worker import breaker, bus
+from worker.errors import ModerationError
+from worker.intake import STREAMS
+from worker.presence import WorkerInfo, live_workers
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFigures:
+    """One intake stream: entries waiting, entries claimed, how long the oldest waiting one has waited, and how far
+    the newest entry ID ever written lies ahead of Redis's clock (anyone may write an ID of their own)."""
+
+    stream: str
+    waiting: int
+    in_work: int
+    oldest_waiting_s: float
+    ahead_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The whole service at one moment. Redis refuses writes where it uses `memory_max_bytes`; 0: no limit."""
+
+    streams: tuple[StreamFigures, ...]
+    retrying: int
+    dead_letters: int
+    breaker: breaker.Status
+    workers: tuple[WorkerInfo, ...]
+    memory_bytes: int
+    memory_max_bytes: int
+
+
+def read(client: redis.Redis) -> Figures:
+    """Reads all figures. Raises UnavailableError."""
+    with bus.translated():
+        now_ms = bus.now_ms(client)
+        streams = tuple(_stream(client, stream, now_ms) for stream in STREAMS)
+        retrying, dead = client.zcard(bus.RETRY), client.xlen(bus.DEAD_LETTER)
+        memory: Any = client.info("memory")
+    return Figures(
+        streams, retrying, dead, breaker.status(client), tuple(live_workers(client)),
+        memory_bytes=memory["used_memory"], memory_max_bytes=memory["maxmemory"],
+    )  # fmt: skip
+
+
+def _stream(client: redis.Redis, stream: str, now_ms: int) -> StreamFigures:
+    """Waiting is the length minus what is claimed; the group's own `lag` is not reliable after deletions."""
+    found: Any = client.xinfo_stream(stream) if client.exists(stream) else {"length": 0, "last-generated-id": b"0-0"}
+    length, newest_ms = found["length"], int(found["last-generated-id"].partition(b"-")[0])
+    groups: Any = client.xinfo_groups(stream) if length else []
+    group = next((group for group in groups if group["name"] == bus.GROUP.encode()), None)
+    in_work = group["pending"] if group else 0
+    first_new = "(" + group["last-delivered-id"].decode() if group else "-"
+    oldest = bus.range_stream(client, stream, first_new) if length else []
+    age_s = (now_ms - int(oldest[0][0].partition(b"-")[0])) / 1000 if oldest else 0.0
+    name = stream.rpartition(":")[2]
+    ahead_s = max(0.0, (newest_ms - now_ms) / 1000)
+    return StreamFigures(name, max(0, length - in_work), in_work, max(0.0, age_s), ahead_s)
+
+
+class _ServiceCollector(Collector):
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # nothing is asked of Redis before the first scrape
+
+    def collect(self) -> Iterator[Metric]:
+        figures = read(self._redis)
+        waiting = GaugeMetricFamily("moderation_waiting", "Content IDs that wait.", labels=["stream"])
+        in_work = GaugeMetricFamily("moderation_in_work", "Content IDs claimed by a worker.", labels=["stream"])
+        oldest = GaugeMetricFamily(
+            "moderation_oldest_waiting_seconds", "Age of the oldest waiting content ID; 0 where none waits.",
+            labels=["stream"],
+        )  # fmt: skip
+        ahead = GaugeMetricFamily(
+            "moderation_intake_ahead_seconds", "How far the newest intake entry is dated in the future; 0 where not.",
+            labels=["stream"],
+        )  # fmt: skip
+        for stream in figures.streams:
+            ahead.add_metric([stream.stream], stream.ahead_s)
+            waiting.add_metric([stream.stream], stream.waiting)
+            in_work.add_metric([stream.stream], stream.in_work)
+            oldest.add_metric([stream.stream], stream.oldest_waiting_s)
+        retrying = GaugeMetricFamily("moderation_retrying", "Content IDs that wait for their next attempt.")
+        retrying.add_metric([], figures.retrying)
+        dead = GaugeMetricFamily("moderation_dead_letter", "Dead letters.")
+        dead.add_metric([], figures.dead_letters)
+        is_open = GaugeMetricFamily("moderation_circuit_breaker_open", "1 while the ban circuit breaker is open.")
+        is_open.add_metric([], figures.breaker.opened_at is not None)
+        withheld = GaugeMetricFamily("moderation_withheld", "Bans that wait for a person to close the circuit breaker.")
+        withheld.add_metric([], figures.breaker.withheld)
+        workers = GaugeMetricFamily("moderation_workers", "Live worker processes by weights.", labels=["weights"])
+        for weights, count in Counter(worker.weights for worker in figures.workers).items():
+            workers.add_metric([weights], count)
+        used = GaugeMetricFamily("moderation_redis_memory_bytes", "Memory that Redis uses.")
+        used.add_metric([], figures.memory_bytes)
+        most = GaugeMetricFamily("moderation_redis_memory_max_bytes", "Where Redis refuses writes; 0: no limit is set.")
+        most.add_metric([], figures.memory_max_bytes)
+        yield from (waiting, in_work, oldest, ahead, retrying, dead, is_open, withheld, workers, used, most)
+
+
+def registry(client: redis.Redis) -> CollectorRegistry:
+    """A registry that reads the figures anew at each scrape."""
+    made = CollectorRegistry()
+    made.register(_ServiceCollector(client))
+    return made
+
+
+def problem(client: redis.Redis) -> str | None:
+    """None, or one sentence on why no figures can be had."""
+    try:
+        bus.ping(client)
+    except ModerationError as error:
+        return str(error)
+    return None

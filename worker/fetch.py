@@ -1,0 +1,98 @@
+"""Fetches many objects side by side, in threads that may hang: content IDs in, bytes or a ContentError out.
+
+Knows no queues or pictures; how one object is read is `content`. A file system's call may never return (a stalled
+network mount), and nothing can end a thread: such a fetch is given up, its thread counted, and neither keeps the
+process from stopping, for which the threads are daemons and not an executor's, which Python waits for at its end.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from worker.errors import ContentError
+
+logger = logging.getLogger(__name__)
+
+Fetched = Callable[[bytes | ContentError, float], None]
+"""Told what came, and the seconds it took."""
+
+
+@dataclass(eq=False, slots=True)
+class _Fetch:
+    content_id: str
+    done: Fetched
+    started: float = 0.0
+
+
+class FetchPool:
+    """A fixed number of threads.
+
+    Args:
+        fetch: a content ID to its bytes; raises ContentError.
+        threads: how many fetch at the same time.
+    """
+
+    def __init__(self, fetch: Callable[[str], bytes], threads: int) -> None:
+        self._fetch = fetch
+        self._threads = threads
+        self._queue: queue.SimpleQueue[_Fetch | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._running: set[_Fetch] = set()
+        self._hung: set[_Fetch] = set()
+        for number in range(threads):
+            threading.Thread(target=self._run, name=f"fetch-{number}", daemon=True).start()
+
+    def submit(self, content_id: str, done: Fetched) -> None:
+        """Queues one fetch; `done` is called once, in some thread, and must not raise."""
+        self._queue.put(_Fetch(content_id, done))
+
+    def give_up(self, after_s: float) -> None:
+        """Ends every fetch that has run for longer with `fetch_failed`; call about once a second."""
+        now = time.monotonic()
+        with self._lock:
+            overdue = [fetch for fetch in self._running if now - fetch.started > after_s]
+            self._running.difference_update(overdue)
+            self._hung.update(overdue)
+        for fetch in overdue:
+            logger.error("the fetch of %s hangs and is given up after %g s", fetch.content_id, after_s)
+            fetch.done(ContentError("fetch_failed", f"It did not end within {after_s:g} s."), now - fetch.started)
+
+    def all_hang(self) -> bool:
+        """Whether every thread is stuck in a fetch that was given up: nothing can be fetched any more."""
+        with self._lock:
+            return len(self._hung) >= self._threads
+
+    def close(self) -> None:
+        """Ends the threads once they have nothing in work; waits for none."""
+        for _ in range(self._threads):
+            self._queue.put(None)
+
+    def _run(self) -> None:
+        while (fetch := self._queue.get()) is not None:
+            fetch.started = time.monotonic()
+            with self._lock:
+                again = any(hung.content_id == fetch.content_id for hung in self._hung)
+                if not again:
+                    self._running.add(fetch)
+            if again:  # it would only take one more thread
+                fetch.done(ContentError("fetch_failed", "The fetch before has not ended yet."), 0.0)
+                continue
+            result = self._result(fetch)
+            with self._lock:
+                given_up = fetch in self._hung
+                self._running.discard(fetch)
+                self._hung.discard(fetch)
+            if not given_up:
+                fetch.done(result, time.monotonic() - fetch.started)
+
+    def _result(self, fetch: _Fetch) -> bytes | ContentError:
+        try:
+            return self._fetch(fetch.content_id)
+        except ContentError as error:
+            return error
+        except Exception as error:  # this thread has others to fetch
+            logger.exception("fetching %s failed", fetch.content_id)
+            return ContentError("fetch_failed", f"The fetch failed: {type(error).__name__}.")

@@ -1,0 +1,34 @@
+-- Puts a person's decision into force, once, in one atomic step. Follows verdicts.lua.
+--
+-- KEYS  1 moderation:corrections               acknowledged here; the entry stays, for the trainer
+--       2 moderation:verdict:{content_id}      3 moderation:verdicts
+--       4 moderation:overrides                 5 moderation:known
+--       6 moderation:withheld                  a person's decision settles a withheld ban
+-- ARGV  1 group  2 the correction's entry id  3 content_id  4 document without its last two fields  5 TTL in seconds
+--       6 what stood at KEYS[2] when the document was made, or ''
+--       7 label  8 ban 0/1 : review 0/1  9 placement  10 the decision: JSON with entry, label, by  11 SHA-256 or ''
+-- Returns {outcome, decided at in ms on Redis's clock}; outcome is one of
+--       published | stale (this or a later correction is in force) | changed (nothing was done: look again).
+
+local own = persons_decision(KEYS[4], ARGV[3])
+if own and not later(ARGV[2], own.entry) then
+  redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+  return {'stale', 0}
+end
+local raw = redis.pcall('GET', KEYS[2])
+if (type(raw) == 'string' and raw or '') ~= ARGV[6] then
+  return {'changed', 0}
+end
+local standing = standing_verdict(KEYS[2])
+local decision = ARGV[11] ~= '' and of_these_bytes(ARGV[10], ARGV[11]) or ARGV[10]
+redis.call('HSET', KEYS[4], ARGV[3], decision)
+local same = persons_decision(KEYS[5], ARGV[11])
+if ARGV[11] ~= '' and (not same or later(ARGV[2], same.entry)) then
+  redis.call('HSET', KEYS[5], ARGV[11], decision)
+end
+redis.call('HDEL', KEYS[6], ARGV[3])
+local now = take_effect(KEYS[2], KEYS[3], ARGV[5], clock(), standing, {
+  content_id = ARGV[3], document = ARGV[4], status = 'decided', label = ARGV[7], flags = ARGV[8], placement = ARGV[9],
+})
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+return {'published', now}

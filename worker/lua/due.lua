@@ -1,0 +1,22 @@
+-- Puts what is due for its next attempt back into the intake.
+--
+-- KEYS  1 moderation:retry   2 moderation:uploads   3 moderation:backfill
+-- ARGV  1 how many at most
+-- A member is JSON: content_id, backfill, rescan (0/1), enqueued_ms, failing_since_ms, attempt (numbers).
+-- Returns how many went back.
+
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
+for _, member in ipairs(due) do
+  local ok, item = pcall(cjson.decode, member)
+  if ok and type(item) == 'table' and type(item.content_id) == 'string' then
+    redis.call('XADD', item.backfill == 1 and KEYS[3] or KEYS[2], '*',
+      'content_id', item.content_id, 'rescan', string.format('%.0f', tonumber(item.rescan) or 0),
+      'enqueued_ms', string.format('%.0f', tonumber(item.enqueued_ms) or now),
+      'failing_since_ms', string.format('%.0f', tonumber(item.failing_since_ms) or now),
+      'attempt', string.format('%.0f', tonumber(item.attempt) or 0))
+  end
+  redis.call('ZREM', KEYS[1], member)
+end
+return #due

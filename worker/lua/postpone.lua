@@ -1,0 +1,17 @@
+-- Takes an entry out of the intake and keeps it for its next attempt.
+--
+-- KEYS  1 the stream the entry is in   2 moderation:retry, a sorted set by due time in ms
+--       3 moderation:alone:{stream}:{entry}   the mark of an entry judged alone; it survived
+-- ARGV  1 group  2 entry id  3 pause in ms  4 the member: JSON, see due.lua
+-- Returns 1, or 0 where the entry is somebody else's by now.
+
+if #redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2]) == 0 then
+  return 0
+end
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[4])
+redis.call('DEL', KEYS[3])
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+redis.call('XDEL', KEYS[1], ARGV[2])
+return 1

@@ -1,0 +1,158 @@
+-- Publishes outcomes and takes their entries out of the intake, each of them in one atomic step. Follows verdicts.lua.
+-- Many in one call: what they share is sent once. One that fails leaves the others alone, and its error in its place.
+--
+-- KEYS  1 moderation:verdicts                  one entry per effective verdict, trimmed to the TTL
+--       2 moderation:dead-letter               written only where a reason is named
+--       3 moderation:overrides                 people's decisions by content ID
+--       4 moderation:known                     the same by SHA-256; learns the bytes of an overridden content ID
+--       5 moderation:withheld                  bans withheld by the open circuit breaker; '#opened' while it is open
+--       6 moderation:ban-window                decided and banned lately, in slices of time
+--       and three for each outcome:
+--       1 the stream the entry came from       the entry leaves it here
+--       2 moderation:verdict:{content_id}      the standing verdict's document, with the TTL
+--       3 moderation:alone:{stream}:{entry}    the mark of an entry judged alone; not needed any more
+-- ARGV  1 group  2 TTL in seconds
+--       3 quota: share of bans  4 of at least so many decided  5 number of bans, 0 is off  6 window in seconds
+--       and fifteen for each outcome:
+--       1 entry id  2 content_id  3 document without its last two fields
+--       4 rescan 0/1  5 status  6 label  7 ban 0/1 : review 0/1  8 placement
+--       9 dead-letter reason or ''  10 dead-letter detail  11 when it was first enqueued, ms
+--       12 SHA-256 or ''  13 entry of the person's decision that the document states, or ''
+--       14 a ban's document while the breaker is open, or ''  15 its placement
+-- Returns for each outcome {outcome, decided at in ms on Redis's clock, ...}, or an error; outcome is one of
+--       published | withheld | opened (withheld, and the first to be) | duplicate (a verdict stands) |
+--       unchanged (a rescan agreed) | gone (somebody else's by now) |
+--       overruled (nothing was done: the document must state this person's decision: label, entry, note; '' for none)
+
+local SLICES, SHARED_KEYS, ITS_KEYS, SHARED_ARGS, ITS_ARGS = 60, 6, 3, 6, 15
+local VERDICTS, DEAD_LETTER, OVERRIDES, KNOWN, WITHHELD, WINDOW = unpack(KEYS, 1, SHARED_KEYS)
+local GROUP, TTL_S = ARGV[1], ARGV[2]
+local WINDOW_S = ARGV[6]
+local NOW = clock() -- stands still while a script runs
+
+local function forget_old_slices(window, newest)
+  local fields = redis.call('HGETALL', window)
+  for i = 1, #fields, 2 do
+    local kind, slice = string.match(fields[i], '^(%a+):(%d+)$')
+    if slice and tonumber(slice) <= newest - SLICES then
+      redis.call('HINCRBY', window, kind, -tonumber(fields[i + 1]))
+      redis.call('HDEL', window, fields[i])
+    end
+  end
+end
+
+local function count(window, kind, slice)
+  redis.call('HINCRBY', window, kind, 1)
+  redis.call('HINCRBY', window, kind .. ':' .. slice, 1)
+end
+
+local function quota_reached(window)
+  -- Whether one more ban would be above the quota.
+  local decided = 1 + (tonumber(redis.call('HGET', window, 'decided') or '0'))
+  local bans = 1 + (tonumber(redis.call('HGET', window, 'bans') or '0'))
+  local share, least, most = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+  return (decided >= least and bans > share * decided) or (most > 0 and bans > most), decided, bans
+end
+
+local function already(standing, v)
+  -- How the standing verdict ends this outcome, or nil.
+  if not standing then
+    return nil
+  elseif v.status == 'undecided' or (standing.status == 'decided' and v.rescan ~= '1') then
+    return 'duplicate'
+  elseif standing.label == v.label and standing.flags == v.flags and standing.placement == v.placement then
+    return 'unchanged'
+  end
+  return nil
+end
+
+local function publish(stream, verdict, alone, v)
+  -- Nothing is removed before everything that can fail has been done: a script is atomic, but not rolled back.
+  if #redis.call('XRANGE', stream, v.entry, v.entry) == 0 then
+    return {'gone', 0}
+  end
+  local person = decision_in_force(OVERRIDES, v.content_id, KNOWN, v.digest)
+  if (person and person[2] or '') ~= v.decision then
+    return {'overruled', 0, unpack(person or {'', '', ''})}
+  end
+  if person and person[3] == 'human' and v.digest ~= '' then
+    local own, same = persons_decision(OVERRIDES, v.content_id), persons_decision(KNOWN, v.digest)
+    -- Only the first bytes seen: a person did not decide on what was put in their place under the same content ID.
+    if not own.content_sha256 then
+      local decision = of_these_bytes(redis.call('HGET', OVERRIDES, v.content_id), v.digest)
+      redis.call('HSET', OVERRIDES, v.content_id, decision)
+      if not same or later(person[2], same.entry) then
+        redis.call('HSET', KNOWN, v.digest, decision)
+      end
+    end
+  end
+
+  local now = NOW
+  local model_says, withheld = v.document, false
+  local standing = standing_verdict(verdict)
+  local outcome = already(standing, v)
+  local judged = not person and v.status == 'decided'
+  local slice = math.floor(now / 1000 * SLICES / tonumber(WINDOW_S))
+  if not outcome and judged then
+    if redis.call('HGET', WINDOW, 'newest') ~= tostring(slice) then
+      forget_old_slices(WINDOW, slice)
+      redis.call('HSET', WINDOW, 'newest', tostring(slice))
+      redis.call('EXPIRE', WINDOW, 2 * WINDOW_S)
+    end
+    if v.instead ~= '' then
+      local open = redis.call('HEXISTS', WITHHELD, '#opened') == 1
+      local reached, decided, bans = quota_reached(WINDOW)
+      if open or reached then
+        if not open then
+          redis.call('HSET', WITHHELD, '#opened', cjson.encode({at = iso(now), bans = bans, decided = decided}))
+        end
+        v.document, v.flags, v.placement = v.instead, '0:1', v.instead_placement
+        outcome = already(standing, v)
+        if not outcome then
+          now = take_effect(verdict, VERDICTS, TTL_S, now, standing, v)
+          count(WINDOW, 'decided', slice)
+          outcome = open and 'withheld' or 'opened'
+        end
+        local decided_at = outcome == 'unchanged' and standing.decided_at or iso(now)
+        redis.call('HSET', WITHHELD, v.content_id, decided_at .. ' ' .. model_says)
+        withheld = true
+      end
+    end
+  end
+  if not outcome then
+    now = take_effect(verdict, VERDICTS, TTL_S, now, standing, v)
+    if judged then
+      count(WINDOW, 'decided', slice)
+      if v.instead ~= '' then
+        count(WINDOW, 'bans', slice)
+      end
+    end
+    outcome = 'published'
+  elseif outcome == 'unchanged' then
+    redis.call('EXPIRE', verdict, TTL_S)
+  end
+  if outcome ~= 'duplicate' and not withheld then
+    redis.call('HDEL', WITHHELD, v.content_id) -- what was withheld before is settled by this
+  end
+  if v.dead_reason ~= '' then
+    redis.call('XADD', DEAD_LETTER, '*', 'content_id', v.content_id, 'reason', v.dead_reason, 'detail', v.dead_detail,
+      'stream', stream, 'rescan', v.rescan, 'enqueued_ms', v.enqueued_ms, 'failed_ms', string.format('%.0f', now))
+  end
+  redis.call('DEL', alone)
+  redis.call('XACK', stream, GROUP, v.entry)
+  redis.call('XDEL', stream, v.entry)
+  return {outcome, now}
+end
+
+local replies = {}
+for i = 0, (#KEYS - SHARED_KEYS) / ITS_KEYS - 1 do
+  local k, a = SHARED_KEYS + i * ITS_KEYS, SHARED_ARGS + i * ITS_ARGS
+  local done, reply = pcall(publish, KEYS[k + 1], KEYS[k + 2], KEYS[k + 3], {
+    entry = ARGV[a + 1], content_id = ARGV[a + 2], document = ARGV[a + 3], rescan = ARGV[a + 4],
+    status = ARGV[a + 5], label = ARGV[a + 6], flags = ARGV[a + 7], placement = ARGV[a + 8],
+    dead_reason = ARGV[a + 9], dead_detail = ARGV[a + 10], enqueued_ms = ARGV[a + 11], digest = ARGV[a + 12],
+    decision = ARGV[a + 13], instead = ARGV[a + 14], instead_placement = ARGV[a + 15],
+  })
+  replies[i + 1] = done and reply or (type(reply) == 'table' and reply or {err = 'ERR ' .. tostring(reply)})
+end
+return replies

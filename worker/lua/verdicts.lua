@@ -1,0 +1,102 @@
+-- What the scripts that write verdicts share; put before each of them.
+
+local function iso(ms)
+  -- Days to civil date: Howard Hinnant, "chrono-compatible low-level date algorithms".
+  local seconds = math.floor(ms / 1000)
+  local z = math.floor(seconds / 86400) + 719468
+  local era = math.floor(z / 146097)
+  local doe = z - era * 146097
+  local yoe = math.floor((doe - math.floor(doe / 1460) + math.floor(doe / 36524) - math.floor(doe / 146096)) / 365)
+  local doy = doe - (365 * yoe + math.floor(yoe / 4) - math.floor(yoe / 100))
+  local mp = math.floor((5 * doy + 2) / 153)
+  local day = doy - math.floor((153 * mp + 2) / 5) + 1
+  local month = mp < 10 and mp + 3 or mp - 9
+  local year = yoe + era * 400 + (month <= 2 and 1 or 0)
+  local rest = seconds % 86400
+  return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%03dZ', year, month, day,
+    math.floor(rest / 3600), math.floor(rest / 60) % 60, rest % 60, ms % 1000)
+end
+
+local function clock()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+local function object(raw)
+  if type(raw) ~= 'string' then -- most often nothing; an error thrown and caught would cost more than all else here
+    return nil
+  end
+  local readable, value = pcall(cjson.decode, raw)
+  return readable and type(value) == 'table' and value or nil
+end
+
+local function standing_verdict(key)
+  -- The verdict in force, or nil. What stands there and is no verdict of ours, or of another type, is overwritten:
+  -- it must not hold up the entry.
+  local value = object(redis.pcall('GET', key))
+  if value and type(value.decided_at) == 'string'
+    and string.match(value.decided_at, '^%d%d%d%d%-%d%d%-%d%dT%d%d:%d%d:%d%d%.%d%d%dZ$') then
+    value.flags = (value.ban == true and '1' or '0') .. ':' .. (value.review == true and '1' or '0')
+    return value
+  end
+  return nil
+end
+
+local LABELS = {approved = true, not_suitable = true, risked = true}
+
+local function later(a, b)
+  -- Whether stream entry ID a comes after b.
+  local a_ms, a_seq = string.match(a, '^(%d+)-(%d+)$')
+  local b_ms, b_seq = string.match(b, '^(%d+)-(%d+)$')
+  a_ms, a_seq, b_ms, b_seq = tonumber(a_ms), tonumber(a_seq), tonumber(b_ms), tonumber(b_seq)
+  return b_ms == nil or a_ms > b_ms or (a_ms == b_ms and a_seq > b_seq)
+end
+
+local function persons_decision(key, field)
+  -- What a person decided, as correct.lua wrote it: {entry, label, ...}, or nil. An entry that is no ID could not be
+  -- told to be earlier or later than another.
+  if field == '' then
+    return nil
+  end
+  local value = object(redis.pcall('HGET', key, field))
+  return value and type(value.entry) == 'string' and string.match(value.entry, '^%d+%-%d+$') and LABELS[value.label]
+    and value or nil
+end
+
+local function of_these_bytes(decision, digest)
+  -- A person's decision as it is kept, with the bytes that it was made on.
+  return string.sub(decision, 1, -2) .. ',"content_sha256":"' .. digest .. '"}'
+end
+
+local function decision_in_force(overrides, content_id, known, digest)
+  -- A person's decision on this content ID, else on these bytes under another ID: {label, its entry, note}, or nil.
+  local own = persons_decision(overrides, content_id)
+  if own then
+    return {own.label, own.entry, 'human'}
+  end
+  local same = persons_decision(known, digest)
+  return same and {same.label, same.entry, 'known_content'} or nil
+end
+
+local function take_effect(key, stream, ttl_s, now, replaced, v)
+  -- Writes the verdict v {content_id, document without its last two fields, status, label, flags, placement} in place
+  -- of `replaced`; returns when it was decided, in ms.
+  local supersedes = 'null'
+  if replaced then
+    supersedes = '"' .. replaced.decided_at .. '"'
+    for _ = 1, 256 do -- content ID and decided_at together name a verdict; many may be replaced in one millisecond
+      if iso(now) > replaced.decided_at then
+        break
+      end
+      now = now + 1
+    end
+  end
+  local document = string.sub(v.document, 1, -2) .. ',"decided_at":"' .. iso(now) .. '","supersedes":' .. supersedes .. '}'
+  redis.call('XADD', stream, 'MINID', '~', string.format('%.0f', now - tonumber(ttl_s) * 1000), '*',
+    'content_id', v.content_id, 'status', v.status, 'label', v.label,
+    'ban', string.sub(v.flags, 1, 1), 'review', string.sub(v.flags, 3, 3), 'placement', v.placement,
+    'verdict', document)
+  redis.call('SET', key, document, 'EX', ttl_s)
+  return now
+end
+

@@ -1,0 +1,169 @@
+"""Engines for the CPU compiled ahead of time, and the folder that keeps them so that a restart is quick.
+
+A version and a precision go in, a package is taken from the folder or compiled by another process, and an engine comes
+out. Packages are programs: the folder belongs to this user alone and lies outside the weights store.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from worker.errors import ModerationError
+from worker.model import network as networks
+from worker.model.compiler import Job
+from worker.model.engine import DTYPES, Frames
+from worker.model.manifest import Manifest
+from worker.model.preprocessing import Preprocessing
+
+KEPT: Final = 6
+"""Packages that stay in the folder, the last used: 124 MB for VGG-11 in int8, 246 MB in bf16."""
+
+COMPILE_MAX_S: Final = 1800.0
+
+
+class EngineError(ModerationError):
+    """An engine cannot be had; `reason` is one word for a metric."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class CompiledEngine:
+    """A package in memory. Any number of frames; threads as many as it was compiled for."""
+
+    def __init__(self, package: Path, precision: str, preprocessing: Preprocessing) -> None:
+        self.name = f"cpu-{precision}"
+        self._preprocessing = preprocessing
+        self._dtype = DTYPES.get(precision, torch.float32)  # int8 takes float32 and quantises it itself
+        try:
+            self._run: Callable[[Tensor], Tensor] = torch._inductor.aoti_load_package(str(package))
+        except (RuntimeError, OSError, ValueError) as error:
+            package.unlink(missing_ok=True)  # damaged: the next start compiles it anew
+            raise EngineError(
+                "build_failed", f"the compiled engine {package.name} cannot be loaded ({error})"
+            ) from error
+
+    def features(self, frames: Frames) -> Tensor:
+        """As `Engine.features`."""
+        pixels = networks.normalise(torch.from_numpy(frames), self._preprocessing, self._dtype)
+        return self._run(pixels).float()
+
+
+class EngineCache:
+    """The folder of packages.
+
+    Args:
+        folder: made with rights for this user alone; EngineError later where it belongs to others.
+        store: root of the weights store, for the process that compiles.
+        registers: module that makes networks known, other than the worker's own.
+    """
+
+    def __init__(self, folder: Path, store: Path, registers: str = "worker.model.network") -> None:
+        self.folder = folder
+        self._store = store
+        self._registers = registers
+        self._process: subprocess.Popen[str] | None = None
+        self._stopped = threading.Event()
+
+    def engine(self, manifest: Manifest, body: str, precision: str) -> CompiledEngine:
+        """The version's body in `precision`. Raises EngineError where it cannot be had."""
+        self.check_folder()
+        package = self.folder / f"{self.key(manifest, body, precision)}.pt2"
+        if package.exists():
+            os.utime(package)
+        else:
+            self._compile(manifest, precision, package)
+        self._trim()
+        return CompiledEngine(package, precision, Preprocessing.from_json(manifest.preprocessing))
+
+    def key(self, manifest: Manifest, body: str, precision: str) -> str:
+        """A file name for what depends on the body, the precision, this processor, and these releases."""
+        decides: list[Any] = [body, precision, torch.__version__, torch.get_num_threads(), torch.cpu.get_capabilities()]
+        if precision == "int8":
+            ranges = sorted(manifest.activation_ranges.items())
+            decides += [importlib.metadata.version("torchao"), ranges]
+        digest = hashlib.sha256(json.dumps(decides, default=str).encode()).hexdigest()
+        return f"{manifest.network}-{precision}-{digest[:24]}"
+
+    def check_folder(self) -> None:
+        """Makes the folder; EngineError where others may write to it, or nobody can."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            status = self.folder.lstat()
+        except OSError as error:
+            raise EngineError(
+                "no_cache", f"the folder {self.folder} for compiled engines cannot be used ({error})"
+            ) from error
+        mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+        if not mine or status.st_mode & 0o077:
+            raise EngineError("no_cache", f"the folder {self.folder} must belong to this user alone, with mode 0700")
+
+    def stop(self) -> None:
+        """Ends a compilation in work; its caller gets an EngineError."""
+        self._stopped.set()
+        process = self._process
+        if process is not None:
+            _end(process)
+
+    def _compile(self, manifest: Manifest, precision: str, package: Path) -> None:
+        if shutil.which(os.environ.get("CXX", "g++")) is None:
+            raise EngineError("no_compiler", "there is no C++ compiler: install g++ to have engines compiled")
+        job = Job(
+            store=str(self._store.resolve()),
+            version=manifest.id,
+            precision=precision,
+            threads=torch.get_num_threads(),
+            package=str(package.resolve()),
+            registers=self._registers,
+        )
+        # A session of its own, so that the compiler's children end with it.
+        with subprocess.Popen(
+            [sys.executable, "-m", "worker.model.compiler"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        ) as process:
+            self._process = process
+            if self._stopped.is_set():
+                _end(process)
+            try:
+                _, said = process.communicate(job.to_json(), timeout=COMPILE_MAX_S)
+            except subprocess.TimeoutExpired:
+                _end(process)
+                raise EngineError("build_failed", f"compiling took longer than {COMPILE_MAX_S:g} s") from None
+            except OSError as error:
+                _end(process)
+                raise EngineError("build_failed", f"compiling failed ({error})") from error
+            finally:
+                self._process = None
+        if process.returncode != 0 or not package.exists():
+            last = (said.strip().splitlines() or ["it said nothing"])[-1]
+            raise EngineError("build_failed", f"compiling ended with exit {process.returncode}: {last}")
+
+    def _trim(self) -> None:
+        packages = sorted(self.folder.glob("*.pt2"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for package in packages[KEPT:]:
+            package.unlink(missing_ok=True)
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

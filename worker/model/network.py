@@ -1,0 +1,271 @@
+"""Networks by name, where their tensors start from, and uint8 frames as a network's input.
+
+Knows shapes, layers and numbers; nothing of the store's files, of thresholds, or of pictures' formats.
+"""
+
+import hashlib
+import http.client
+import pickle
+import re
+import struct
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from worker.errors import UnavailableError, WeightsError
+from worker.model.labels import LABELS
+from worker.model.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that versions are made of: float32 [N, 3, crop, crop] in, [N, 3] logits in the labels' order out.
+
+    `build` returns it with uninitialised values. `split` returns views (trunk, tail) of one module, with
+    module(x) == tail(trunk(x)) and the trunk's output [N, features]. `head` is the dotted name of the Linear
+    that ends the tail, which training replaces.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    split: Callable[[nn.Module], tuple[nn.Module, nn.Sequential]]
+    head: str
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shape of each tensor of the state dict, by name; allocates nothing."""
+        with torch.device("meta"):
+            return {name: tensor.shape for name, tensor in self.build().state_dict().items()}
+
+    def head_names(self) -> frozenset[str]:
+        """The names of the head's tensors, "classifier.6.weight" and "classifier.6.bias" for VGG-11."""
+        return frozenset(name for name in self.shapes() if name.rpartition(".")[0] == self.head)
+
+
+_networks: Final[dict[str, Network]] = {}
+
+
+def register(network: Network) -> None:
+    """Makes `network` known under its name; the same name again replaces it."""
+    _networks[network.name] = network
+
+
+def get(name: str) -> Network:
+    """The network of that name. Raises WeightsError where there is none."""
+    try:
+        return _networks[name]
+    except KeyError:
+        known = ", ".join(sorted(_networks))
+        raise WeightsError(f"the network {name!r} is not known here ({known}): update the worker") from None
+
+
+# Configuration A of Simonyan and Zisserman 2014 (arXiv 1409.1556): channels of each convolution, 0 a max pooling.
+_VGG11_LAYERS: Final = (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0)
+
+
+class _Vgg11(nn.Module):
+    """torchvision's vgg11 tensor for tensor, so that its files fit, without the seconds its import takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for width in _VGG11_LAYERS:
+            if width == 0:
+                layers.append(nn.MaxPool2d(2))
+                continue
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+            channels = width
+        self.features = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveAvgPool2d((7, 7))
+        self.classifier = nn.Sequential(
+            nn.Linear(512 * 7 * 7, 4096), nn.ReLU(inplace=True), nn.Dropout(),
+            nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(),
+            nn.Linear(4096, len(LABELS)),
+        )  # fmt: skip
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[N, 3, H, W] to [N, 3] logits."""
+        logits: Tensor = self.classifier(torch.flatten(self.avgpool(self.features(pixels)), 1))
+        return logits
+
+
+def _build_vgg11() -> nn.Module:
+    # Built on meta and then given memory: drawing 129 M random numbers only to overwrite them takes seconds.
+    with torch.device("meta"):
+        module = _Vgg11()
+    return module.to_empty(device="cpu")
+
+
+def _split_vgg11(module: nn.Module) -> tuple[nn.Module, nn.Sequential]:
+    """(trunk to the 25,088 features, classifier with its dropout); both share the module's tensors."""
+    features, avgpool, tail = (module.get_submodule(name) for name in ("features", "avgpool", "classifier"))
+    if not isinstance(tail, nn.Sequential):
+        raise WeightsError("this module is no VGG-11: build it with network.get('vgg11').build()")
+    return nn.Sequential(features, avgpool, nn.Flatten(1)), tail
+
+
+register(Network(name="vgg11", build=_build_vgg11, split=_split_vgg11, head="classifier.6"))
+
+
+def normalise(frames: Tensor, preprocessing: Preprocessing, dtype: torch.dtype) -> Tensor:
+    """uint8 [N, H, W, 3] to (x / 255 - mean) / std of `dtype`, [N, 3, H, W] in channels_last, on the same device.
+
+    Computed in float32 whatever `dtype` is: the same numbers as torchvision's ToTensor and Normalize.
+    """
+    mean = torch.tensor(preprocessing.mean, device=frames.device).view(1, 3, 1, 1)
+    std = torch.tensor(preprocessing.std, device=frames.device).view(1, 3, 1, 1)
+    # NHWC bytes permuted to NCHW already lie in channels_last, so nothing is rearranged.
+    pixels = frames.permute(0, 3, 1, 2).to(torch.float32).div_(255).sub_(mean).div_(std)
+    return pixels.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether `device` multiplies bfloat16 in hardware; emulated, it is several times slower than float32."""
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    if device.type == "cuda" and torch.cuda.is_available():
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return False
+
+
+def random_base(network: Network, seed: int) -> dict[str, Tensor]:
+    """A state dict without the head's tensors, drawn from `seed`; the same on every call with the same torch.
+
+    Weights of two and more dimensions: He et al. 2015 (arXiv 1502.01852), uniform in ±sqrt(6 / fan_in), which
+    keeps the variance of activations from layer to layer, so that features carry information. Other tensors are
+    0, except where their layer says otherwise (normalisation layers reset themselves to 1 and 0).
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        module = network.build()
+        torch.manual_seed(seed)
+        for tensor in module.state_dict().values():
+            if tensor.is_floating_point() and tensor.dim() >= 2:
+                nn.init.kaiming_uniform_(tensor, nonlinearity="relu")
+            else:
+                tensor.zero_()
+        for layer in module.modules():
+            # Not every layer that can: Conv and Linear would draw again, from a narrower distribution.
+            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm):
+                layer.reset_parameters()
+    head = network.head_names()
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in head}
+
+
+def imagenet_url() -> str:
+    """Where torchvision keeps its VGG-11; the file's name ends in the first digits of its SHA-256."""
+    # Imported here: it takes seconds, which every start of a worker would pay.
+    from torchvision.models import VGG11_Weights
+
+    return str(VGG11_Weights.IMAGENET1K_V1.url)
+
+
+def imagenet_base(url: str | None = None, folder: Path | None = None) -> dict[str, Tensor]:
+    """torchvision's VGG-11 trained on ImageNet, without its head: float32 on the CPU.
+
+    Downloaded once from `url` (`imagenet_url()` where None) into `folder` (torch.hub's own checkpoint folder where
+    None). The file's SHA-256 is compared with the digits in its name on every call, before it is opened with
+    `weights_only=True`. Raises UnavailableError where it cannot be fetched, WeightsError where it is not what its
+    name says.
+    """
+    url = imagenet_url() if url is None else url
+    name = url.rpartition("/")[2]
+    digits = re.search(r"-([0-9a-f]{8,64})\.pth$", name)
+    if digits is None:
+        raise WeightsError(f"the file name {name} carries no SHA-256 digits to check: use --base FILE")
+    folder = Path(torch.hub.get_dir()) / "checkpoints" if folder is None else folder
+    path = folder / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            torch.hub.download_url_to_file(url, str(path), digits[1], progress=sys.stderr.isatty())
+    except RuntimeError as error:
+        # torch.hub's word for a digest that differs; a download that broke off is one, and is not kept.
+        raise WeightsError(
+            f"{url} sent another file than its name says ({error}): try again, or use --base FILE"
+        ) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise UnavailableError(
+            f"{name} could not be downloaded ({error}): allow it, or fetch it elsewhere and use --base FILE"
+        ) from error
+    return _read_base(path, get("vgg11"), digits[1])
+
+
+def file_base(path: Path, network: Network | None = None) -> dict[str, Tensor]:
+    """The tensors of `network` (VGG-11 where None) in a .safetensors or torchvision .pth file, without its head.
+
+    The head may have any number of outputs, or be absent. float32 on the CPU. Nothing is unpickled beyond what
+    `weights_only=True` allows. Raises WeightsError where the file is none, or holds another network.
+    """
+    return _read_base(Path(path), get("vgg11") if network is None else network, "")
+
+
+def _read_base(path: Path, network: Network, sha256_prefix: str) -> dict[str, Tensor]:
+    try:
+        with path.open("rb") as file:
+            # One open file for both, so that what is loaded is what was hashed.
+            if sha256_prefix and not hashlib.file_digest(file, "sha256").hexdigest().startswith(sha256_prefix):
+                raise WeightsError(
+                    f"{path} is not the file its name says (its SHA-256 does not begin with {sha256_prefix}): "
+                    "delete it and try again"
+                )
+            file.seek(0)
+            if path.suffix == ".safetensors":
+                content: object = safetensors.torch.load(file.read())
+            else:
+                content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror or error}): name another file") from error
+    except (
+        safetensors.SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        MemoryError,
+        struct.error,
+    ) as error:
+        raise WeightsError(
+            f"{path} is no state dict that opens without running code: give a .safetensors file or a .pth that "
+            "torch.load(weights_only=True) reads"
+        ) from error
+    return _without_head(content, network, path)
+
+
+def _without_head(content: object, network: Network, path: Path) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"{path} holds no state dict: save model.state_dict(), not the model")
+    head = network.head_names()
+    tensors = {name: value.to(torch.float32) for name, value in content.items() if name not in head}
+    check_tensors(network, tensors, f"{path}")
+    if missing := network.shapes().keys() - head - tensors.keys():
+        raise WeightsError(f"{path} lacks {min(missing)}: it is not a whole {network.name}, name another file")
+    return tensors
+
+
+def check_tensors(network: Network, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raises WeightsError unless each tensor is one of the network's, of its shape, and finite.
+
+    `where` names the file in the error's sentence.
+    """
+    shapes = network.shapes()
+    for name, tensor in tensors.items():
+        if tensor.shape != shapes.get(name):
+            expected = tuple(shapes[name]) if name in shapes else "no such tensor"
+            raise WeightsError(
+                f"{where} has {name} of shape {tuple(tensor.shape)} where {network.name} has {expected}: it "
+                "belongs to another network"
+            )
+        if not torch.isfinite(tensor).all():
+            raise WeightsError(f"{where} has values in {name} that are not finite: train or copy it again")

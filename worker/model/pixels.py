@@ -1,0 +1,84 @@
+"""One loaded picture of any of Pillow's modes, as it is shown: upright, RGB, on white. Knows no formats or frames."""
+
+import struct
+from typing import Final
+
+import numpy as np
+from PIL import Image, ImageCms
+
+_UPRIGHT: Final = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_EIGHT_BIT: Final = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+"""The nearest 8-bit level of each 16-bit one: white is 65,535 = 255 * 257."""
+
+_BROKEN_EXIF: Final = (
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    OSError,
+    EOFError,
+    struct.error,
+)
+"""What Pillow raises for an EXIF block that breaks off or contradicts itself."""
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none or the EXIF block is broken, as browsers do."""
+    try:
+        value = image.getexif().get(0x0112, 1)
+    except _BROKEN_EXIF:
+        return 1
+    return value if value in _UPRIGHT else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """`image` as it is shown: turned and mirrored as its EXIF block says."""
+    method = _UPRIGHT[orientation(image)]
+    return image if method is None else image.transpose(method)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """`image` of any of Pillow's modes as RGB, what is transparent on white.
+
+    16-bit grey is scaled to 8 bits (divided by 257), as is 32-bit integer, clipped to 16 bits first; float is
+    clipped to 0..255. LAB goes through Pillow's colour management, all else through its own conversion.
+    """
+    mode = image.mode
+    if mode.startswith("I"):
+        image = _grey_from_16_bit(image)
+    elif mode == "F":
+        levels = np.nan_to_num(np.asarray(image, np.float32), nan=0.0)
+        image = Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+    elif mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, "LAB", "RGB")) or image
+    if mode == "La":
+        image = image.convert("LA")
+    # Converting to the mode an image already has would copy it: 256 MB where it has 64 million pixels.
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    image = image if image.mode == "RGBA" else image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+def _grey_from_16_bit(image: Image.Image) -> Image.Image:
+    levels = np.clip(np.asarray(image), 0, 65535).astype(np.uint16)
+    grey = Image.fromarray(_EIGHT_BIT[levels])
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey.putalpha(Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8)))
+    return grey

@@ -1,0 +1,245 @@
+"""Bytes of a picture in, uint8 frames of a fixed size out: the one preprocessing that trainer and worker share.
+
+    bytes -> open (listed formats, size checked) -> frames spread over time -> upright -> RGB on white
+          -> shorter side to `resize`, centre cut out -> uint8 [frames, crop, crop, 3]
+
+Pure code on untrusted bytes. Knows nothing of IDs, processes, time limits or networks, and never imports torch.
+Whatever Pillow and its libraries raise ends in `decode` as a ContentError.
+"""
+
+import functools
+import io
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from worker.errors import ContentError, UndecidedReason, UsageError, WeightsError
+from worker.model import pixels
+
+FORMATS: Final[tuple[str, ...]] = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP")
+"""What is opened, by Pillow's names; HEIF is added where pillow-heif is installed."""
+
+_ANIMATED: Final = frozenset({"PNG", "WEBP", "GIF", "AVIF"})
+"""Formats whose frames are shown one after another. Further pictures in a JPEG or HEIF are previews, depth or
+gain maps, which nobody is shown."""
+
+_RESAMPLING: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+_DRAFT_FACTOR: Final = 2
+"""A JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as this many times `resize` remains."""
+
+_SHORTEST_MS: Final = 10.0
+_REPLACED_MS: Final = 100.0
+"""Browsers show a frame of at most 10 ms for 100 ms; so does the weighing of frames here."""
+
+_MAX_PIXELS_BOUND: Final = 89_478_485
+"""Pillow's own bomb warning, an error here, stands at this many pixels."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes a network's input; part of a version's identity. The defaults are ImageNet's.
+
+    `resize` and `crop` are pixels, `mean` and `std` refer to RGB in 0..1, `max_frames` is how many frames of an
+    animation are judged. Raises WeightsError for values that this code cannot serve.
+    """
+
+    resize: int = 256
+    crop: int = 224
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+    max_frames: int = 8
+
+    def __post_init__(self) -> None:
+        whole = (self.resize, self.crop, self.max_frames)
+        if not all(type(value) is int for value in whole):
+            raise _not_supported("resize, crop and max_frames must be whole numbers")
+        if not 1 <= self.crop <= self.resize <= 4096:
+            raise _not_supported(f"crop {self.crop} must be at least 1 and at most resize {self.resize}, that 4096")
+        if not 1 <= self.max_frames <= 64:
+            raise _not_supported(f"max_frames {self.max_frames} must be from 1 to 64")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(type(value) is float and math.isfinite(value) for value in values):
+                raise _not_supported(f"{name} must be three finite numbers")
+        if min(self.std) <= 0:
+            raise _not_supported("std must be greater than 0")
+        if self.interpolation not in _RESAMPLING:
+            raise _not_supported(f"interpolation {self.interpolation!r} is none of {', '.join(_RESAMPLING)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The form that stands in a manifest; `from_json` reads it back to an equal value."""
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Preprocessing":
+        """The preprocessing in a manifest. WeightsError where a field is missing, unknown, or not supported."""
+        if odd := document.keys() ^ {field.name for field in fields(cls)}:
+            raise _not_supported(f"its field {min(map(str, odd))} is missing or unknown")
+        return cls(**{**document, "mean": _floats(document["mean"]), "std": _floats(document["std"])})
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What a picture may cost: `max_pixels` is the width times height of one frame. UsageError out of range."""
+
+    max_pixels: int = 64_000_000
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_pixels <= _MAX_PIXELS_BOUND:
+            raise UsageError(f"max_pixels is {self.max_pixels}: choose from 1 to {_MAX_PIXELS_BOUND}")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture as the network's input: `frames` is uint8 [frames, crop, crop, 3], RGB; the first frame is always
+    the first. `format` is Pillow's name ("JPEG"), `width` and `height` are pixels as shown, turned upright."""
+
+    frames: npt.NDArray[np.uint8]
+    format: str
+    width: int
+    height: int
+
+
+def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> Decoded:
+    """The frames of the picture in `data`.
+
+    Raises ContentError and nothing else: `unsupported_format` where the bytes are none of FORMATS; `too_large`
+    where a frame has more than `max_pixels`, or memory does not suffice; `unreadable` for all that is empty,
+    truncated or broken, in a later frame of an animation too.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return _decode(data, preprocessing, limits)
+    except ContentError:
+        raise
+    except Exception as error:
+        # Every Exception: what Pillow raises for broken files is neither documented nor one family, and a
+        # picture must not be able to end more than its own verdict.
+        raise ContentError(_reason(error, data), f"{type(error).__name__}: {error}"[:500]) from error
+
+
+def frames_to_judge(durations_ms: Sequence[float], most: int) -> list[int]:
+    """Which frames of an animation are judged, in order: at most `most`, the first always among them.
+
+    The frames on show at `most` moments spread evenly over the whole time. Where some of those fall on the same
+    frame, the longest shown of the others fill up: a single long frame must not hide the rest.
+    """
+    count = len(durations_ms)
+    shown_ms = np.array([ms if ms > _SHORTEST_MS else _REPLACED_MS for ms in durations_ms])
+    ends_ms = np.cumsum(shown_ms)
+    moments_ms = ends_ms[-1] * np.arange(most) / most
+    chosen = {min(int(index), count - 1) for index in np.searchsorted(ends_ms, moments_ms, side="right")}
+    others = sorted(set(range(count)) - chosen, key=lambda index: (-shown_ms[index], index))
+    return sorted(chosen | set(others[: most - len(chosen)]))
+
+
+def _decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> Decoded:
+    if not data:
+        raise ContentError("unreadable", "the file is empty: upload it again")
+    with _open(data, limits) as image:
+        image_format = "JPEG" if image.format == "MPO" else str(image.format)
+        upright_swaps_sides = pixels.orientation(image) >= 5
+        width, height = reversed(image.size) if upright_swaps_sides else image.size
+        count = getattr(image, "n_frames", 1) if image_format in _ANIMATED else 1
+        durations = [_duration_ms(frame) for frame in _each_frame(image, count, limits)] if count > 1 else [0.0]
+    chosen = frames_to_judge(durations, preprocessing.max_frames)
+    with _open(data, limits) as image:
+        # Twice, because only the last frame tells how long it all takes and keeping all frames may not fit.
+        if image_format == "JPEG":
+            side = _DRAFT_FACTOR * preprocessing.resize
+            image.draft(None, (side, side))
+        frames = [
+            _input(frame, preprocessing)
+            for index, frame in enumerate(_each_frame(image, chosen[-1] + 1, limits))
+            if index in chosen
+        ]
+    return Decoded(np.stack(frames), image_format, width, height)
+
+
+def _open(data: bytes, limits: DecodeLimits) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=_formats())
+    _check_size(image, limits)
+    return image
+
+
+def _each_frame(image: Image.Image, count: int, limits: DecodeLimits) -> Iterator[Image.Image]:
+    for index in range(count):
+        if index:
+            image.seek(index)
+            _check_size(image, limits)
+        image.load()
+        yield image
+
+
+def _check_size(image: Image.Image, limits: DecodeLimits) -> None:
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise ContentError("too_large", f"{width} x {height} pixels are more than {limits.max_pixels}")
+
+
+def _duration_ms(frame: Image.Image) -> float:
+    duration = frame.info.get("duration", 0.0)
+    return float(duration) if isinstance(duration, int | float) and math.isfinite(duration) else 0.0
+
+
+def _input(frame: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Upright, RGB, the shorter side scaled to `resize`, the centre `crop` by `crop`: uint8 [crop, crop, 3].
+
+    The same pixels as torchvision's Resize and CenterCrop on a Pillow image. Only what the crop shows is scaled:
+    1 x 60,000 pixels would otherwise become 256 x 15,360,000.
+    """
+    rgb = pixels.to_rgb(pixels.upright(frame))
+    width, height = rgb.size
+    shorter = min(width, height)
+    box = []
+    for side in (width, height):
+        scaled = preprocessing.resize * side // shorter
+        first = round((scaled - preprocessing.crop) / 2)
+        box.append((first * side / scaled, (first + preprocessing.crop) * side / scaled))
+    (left, right), (top, bottom) = box
+    size = (preprocessing.crop, preprocessing.crop)
+    resampling = _RESAMPLING[preprocessing.interpolation]
+    return np.asarray(rgb.resize(size, resampling, box=(left, top, min(right, width), min(bottom, height))))
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    try:
+        import pillow_heif
+    except ImportError:
+        return FORMATS
+    pillow_heif.register_heif_opener()
+    return (*FORMATS, "HEIF")
+
+
+def _reason(error: Exception, data: bytes) -> UndecidedReason:
+    if isinstance(error, MemoryError | Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return "too_large"
+    if isinstance(error, UnidentifiedImageError) and not _claims_a_format(data):
+        return "unsupported_format"
+    return "unreadable"
+
+
+def _claims_a_format(data: bytes) -> bool:
+    """Whether the first bytes are those of one of the formats: then the file is broken, not of another kind."""
+    accepts = [Image.OPEN[name][1] for name in _formats() if name in Image.OPEN]
+    return any(accept is not None and accept(data[:16]) is True for accept in accepts)
+
+
+def _floats(values: Any) -> tuple[float, ...]:
+    if not isinstance(values, list | tuple) or not all(type(value) in (int, float) for value in values):
+        raise _not_supported("mean and std must be lists of numbers")
+    return tuple(float(value) for value in values)
+
+
+def _not_supported(what: str) -> WeightsError:
+    return WeightsError(f"the preprocessing cannot be served, {what}: publish the version again or update the worker")

@@ -1,0 +1,282 @@
+"""The weights store: a folder of frozen bases and immutable versions, and which version is in service.
+
+    base/<sha256>.safetensors    versions/<id>/{manifest.json, delta.safetensors, ...}
+    champion, challenger         one line each: a version id
+    history.jsonl                one line for each promotion and rollback
+
+Verifies what it reads and replaces what it writes in one step; nothing is ever unpickled. Knows nothing of
+accuracy, gates or schedules: who may be promoted is for the caller to decide.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from worker.errors import UsageError, WeightsError
+from worker.model import files as stored
+from worker.model import history as histories
+from worker.model import manifest as manifests
+from worker.model import network as networks
+from worker.model.history import HistoryEntry
+from worker.model.manifest import BaseRef, DeltaRef, Manifest, ManifestDraft
+
+MANIFEST_MAX_BYTES: Final = 4 * 1024 * 1024
+"""No manifest comes near it; a larger one is refused before it is parsed."""
+
+_EXTRA_FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", re.ASCII)
+_SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+def state_dict(base: Mapping[str, Tensor], delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The whole network's tensors: the base's, with those that training changed in their place."""
+    return {**base, **delta}
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (64 hex digits) over name, type, shape and bytes of each tensor in the names' order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class WeightsStore:
+    """The store in the folder `root`. Reading needs no right to write and takes no lock."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    def champion(self) -> str | None:
+        """The id of the version in service, None where none is. WeightsError where the file holds no version id."""
+        return self._pointer("champion")
+
+    def challenger(self) -> str | None:
+        """The id of the version scored beside the champion, None where none is. Errors as `champion`."""
+        return self._pointer("challenger")
+
+    def versions(self) -> list[str]:
+        """The ids of all published versions, sorted; what is still being written has no version id as its name."""
+        folder = self.root / "versions"
+        with stored.usable(self.root):
+            names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        return sorted(name for name in names if manifests.VERSION_ID.fullmatch(name))
+
+    def manifest(self, version_id: str) -> Manifest:
+        """The manifest of a version, its id recomputed from its content. WeightsError where they differ."""
+        path = f"versions/{_valid_id(version_id)}/manifest.json"
+        with stored.open_inside(self.root, path, limit=MANIFEST_MAX_BYTES) as file:
+            return manifests.parse(file.read(), version_id)
+
+    def read_base(self, sha256: str, bytes_: int) -> dict[str, Tensor]:
+        """The tensors of a base. WeightsError unless length and SHA-256 agree, which is seen before it is parsed.
+
+        Takes twice the file's length of memory for a moment: the file is read once and hashed there, because
+        mapping it instead would let a file that changes later change a network that was verified.
+        """
+        return self._tensors(_base_path(sha256), sha256, bytes_)
+
+    def read_delta(self, manifest: Manifest) -> dict[str, Tensor]:
+        """The tensors that training changed. WeightsError unless file and tensors are those the manifest names,
+        and fit the network."""
+        where = f"versions/{_valid_id(manifest.id)}/delta.safetensors"
+        tensors = self._tensors(where, manifest.delta.sha256, manifest.delta.bytes)
+        if tuple(sorted(tensors)) != manifest.delta.tensors or tensors_digest(tensors) != manifest.delta.digest:
+            raise WeightsError(f"{where} holds other tensors than its manifest names: copy the version again")
+        networks.check_tensors(networks.get(manifest.network), tensors, where)
+        return tensors
+
+    def verify(self, version_id: str) -> Manifest:
+        """Reads all that serving the version needs, its base included. WeightsError where anything is amiss."""
+        manifest = self.manifest(version_id)
+        self.read_delta(manifest)
+        self._check_base(manifest.base)
+        return manifest
+
+    def add_base(self, tensors: Mapping[str, Tensor], source: str) -> BaseRef:
+        """Stores a frozen network, once however often it is added. `source` says where it comes from."""
+        with stored.usable(self.root):
+            folder = stored.folder_inside(self.root, "base")
+            with stored.temporary_in(folder) as temporary:
+                _save({name: _plain(tensor) for name, tensor in tensors.items()}, temporary)
+                # safetensors lets only its writer read the file; workers run as others. As readable as the folder.
+                temporary.chmod(folder.stat().st_mode & 0o666)
+                with temporary.open("rb") as file:
+                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                    os.fsync(file.fileno())
+                base = BaseRef(sha256=sha256, bytes=temporary.stat().st_size, source=source)
+                os.replace(temporary, folder / f"{sha256}.safetensors")
+            stored.sync_folder(folder)
+        return base
+
+    def publish(
+        self, draft: ManifestDraft, delta: Mapping[str, Tensor], files: Mapping[str, bytes] | None = None
+    ) -> Manifest:
+        """Adds a version: the whole folder appears in one step, and is on disk when this returns.
+
+        What is already there under the same id stays as it is. `files` are put beside the manifest (report.html).
+        Raises WeightsError where the delta does not fit the network or the base is not in the store, UsageError
+        for a file name that is none.
+        """
+        for name in files or {}:
+            if not _EXTRA_FILE.fullmatch(name) or name in ("manifest.json", "delta.safetensors"):
+                raise UsageError(f"{name!r} cannot be a file's name in a version: use letters, digits, _ . -")
+        networks.check_tensors(networks.get(draft.network), delta, "the delta")
+        self._check_base(draft.base)
+        content = safetensors.torch.save({name: _plain(tensor) for name, tensor in delta.items()})
+        digest = tensors_digest(delta)
+        manifest = Manifest(
+            **draft.model_dump(),
+            id=manifests.identity(draft, digest),
+            delta=DeltaRef(
+                sha256=hashlib.sha256(content).hexdigest(),
+                bytes=len(content),
+                tensors=tuple(sorted(delta)),
+                digest=digest,
+            ),
+        )
+        written = {**(files or {}), "delta.safetensors": content, "manifest.json": manifest.to_json()}
+        with stored.usable(self.root):
+            folder = stored.folder_inside(self.root, "versions")
+            if stored.add_folder(folder / manifest.id, written):
+                return manifest
+        return self.verify(manifest.id)
+
+    def read_extra(self, version_id: str, name: str, limit: int) -> bytes | None:
+        """What was put beside a version's manifest under `name`, None where nothing was. Not verified: the caller
+        knows what it must be. WeightsError where it is longer than `limit` bytes or cannot be read."""
+        try:
+            with stored.open_inside(self.root, f"versions/{_valid_id(version_id)}/{name}", limit=limit) as file:
+                return file.read()
+        except stored.AbsentError:
+            return None
+
+    def promote(
+        self, version_id: str, *, by: str, why: str, gate: dict[str, Any] | None = None, forced: bool = False
+    ) -> None:
+        """Puts a version into service once all it needs has been verified; a challenger so promoted is none any
+        more. `gate` and `forced` go into the history as they are. UsageError where it is in service already,
+        WeightsError where it cannot be served."""
+        with stored.locked(self.root):
+            champion = self.champion()
+            if champion == version_id:
+                raise UsageError(f"{version_id} is the champion already: name another version")
+            decided = {"gate": gate, "forced": forced}
+            self._put_in_service("promote", champion, version_id, by, why, decided)
+            if self.challenger() == version_id:
+                (self.root / "challenger").unlink()
+
+    def set_challenger(self, version_id: str | None) -> None:
+        """Names the version to be scored beside the champion, None for none. Errors as `promote`."""
+        with stored.locked(self.root):
+            if version_id is None:
+                (self.root / "challenger").unlink(missing_ok=True)
+                return
+            if version_id == self.champion():
+                raise UsageError(f"{version_id} is the champion: name another version as its challenger")
+            self.verify(version_id)
+            stored.replace(self.root / "challenger", f"{version_id}\n".encode())
+
+    def rollback(self, *, by: str, why: str) -> str:
+        """Puts the champion before this one back into service and returns its id; again goes one further back.
+
+        UsageError where there is none, WeightsError where it cannot be served any more.
+        """
+        with stored.locked(self.root):
+            champion = self.champion()
+            trail = histories.trail(self.history(), champion)
+            if champion is None or len(trail) < 2:
+                raise UsageError("there is no earlier champion to go back to: promote a version instead")
+            self._put_in_service("rollback", champion, trail[-2], by, why)
+            return trail[-2]
+
+    def history(self) -> list[HistoryEntry]:
+        """All promotions and rollbacks, oldest first. WeightsError where a line of history.jsonl is damaged."""
+        try:
+            with stored.open_inside(self.root, "history.jsonl") as file:
+                return histories.parse(file.read())
+        except stored.AbsentError:
+            return []
+
+    def _put_in_service(
+        self,
+        action: Literal["promote", "rollback"],
+        champion: str | None,
+        to: str,
+        by: str,
+        why: str,
+        decided: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.verify(to)
+        said = {"at": datetime.now(UTC), "by": by, "action": action, "from": champion, "to": to, "why": why}
+        entry = HistoryEntry.model_validate({**said, **(decided or {})})
+        # History first: a crash between the two leaves a line that `history.trail` sees never took effect, where the
+        # other order would leave a champion that nobody promoted.
+        stored.append_line(self.root / "history.jsonl", entry.to_json())
+        stored.replace(self.root / "champion", f"{to}\n".encode())
+
+    def _pointer(self, name: str) -> str | None:
+        try:
+            with stored.open_inside(self.root, name, limit=200) as file:
+                version_id = file.read().decode("ascii", errors="replace").removesuffix("\n")
+        except stored.AbsentError:
+            if os.path.lexists(self.root / name):
+                raise
+            return None
+        if not manifests.VERSION_ID.fullmatch(version_id):
+            raise WeightsError(f"the file {name} in {self.root} holds no version id: write one there or delete it")
+        return version_id
+
+    def _tensors(self, relative: str, sha256: str, bytes_: int) -> dict[str, Tensor]:
+        with stored.open_inside(self.root, relative, length=bytes_) as file:
+            content = file.read(bytes_)
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise _changed(relative)
+        try:
+            return safetensors.torch.load(content)
+        except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
+            raise WeightsError(f"{relative} is no safetensors file: copy it into the store again") from error
+
+    def _check_base(self, base: BaseRef) -> None:
+        relative = _base_path(base.sha256)
+        with stored.open_inside(self.root, relative, length=base.bytes) as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != base.sha256:
+                raise _changed(relative)
+
+
+def _valid_id(version_id: str) -> str:
+    if not manifests.VERSION_ID.fullmatch(version_id):
+        raise WeightsError(f"{version_id[:80]!r} is no version id: name one that `moderation-trainer list` shows")
+    return version_id
+
+
+def _base_path(sha256: str) -> str:
+    if not _SHA256.fullmatch(sha256):
+        raise WeightsError(f"{sha256[:80]!r} is no SHA-256 of a base: copy the version again")
+    return f"base/{sha256}.safetensors"
+
+
+def _changed(relative: str) -> WeightsError:
+    return WeightsError(f"{relative} is not the file that was published, its SHA-256 differs: copy it again")
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        safetensors.torch.save_file(dict(tensors), path)
+    except safetensors.SafetensorError as error:
+        # How safetensors reports a full disk.
+        raise OSError(str(error)) from error

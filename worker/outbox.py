@@ -1,0 +1,153 @@
+"""Carries results to Redis: all that finished together in one go, again and again until Redis has them.
+
+Outcomes and postponements go in, "this entry has left" comes out. Knows no pictures or decisions.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from worker.errors import ModerationError
+from worker.intake import Entry, Intake
+from worker.metrics import Metrics
+from worker.publish import Outcome, Published, Publisher
+from worker.verdict import Undecided
+
+logger = logging.getLogger(__name__)
+
+MOST_AT_ONCE = 256
+PAUSE_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Postponement:
+    """An entry that will be tried again after a pause; `now_ms` is Redis's clock."""
+
+    entry: Entry
+    pause_ms: int
+    now_ms: int
+
+
+class Outbox:
+    """One thread between the stages and Redis.
+
+    Args:
+        on_done: told the entries that left, or that turned out to be somebody else's.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        intake: Intake,
+        metrics: Metrics,
+        *,
+        on_done: Callable[[Sequence[Entry]], None],
+    ) -> None:
+        self._publisher = publisher
+        self._intake = intake
+        self._metrics = metrics
+        self._on_done = on_done
+        self._closing = threading.Event()
+        self._queue: queue.SimpleQueue[Outcome | Postponement | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+        self._thread.start()
+
+    def put(self, result: Outcome | Postponement) -> None:
+        """Queues a result."""
+        self._queue.put(result)
+
+    def close(self) -> None:
+        """Carries over what is queued if Redis takes it at once, then ends the thread."""
+        self._closing.set()
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        results: list[Outcome | Postponement] = []
+        failures = 0
+        while self._gather(results):
+            error: Exception | None
+            try:
+                results, error = self._carry(results)
+            except Exception as unexpected:
+                # Whatever it is, this thread is the only way out of the process and must go on.
+                error = unexpected
+            if error is None:
+                failures = 0
+                continue
+            if self._closing.is_set():
+                return  # the claims are given up; others will judge these
+            failures += 1
+            if failures == 1:
+                unknown = None if isinstance(error, ModerationError) else error
+                logger.error("%d results wait to be published: %s", len(results), error, exc_info=unknown)
+            self._closing.wait(PAUSE_S)
+
+    def _gather(self, results: list[Outcome | Postponement]) -> bool:
+        """Adds what is queued, up to the maximum; blocks for the first where there is none. False when closed."""
+        while len(results) < MOST_AT_ONCE:
+            try:
+                result = self._queue.get(block=not results)
+            except queue.Empty:
+                break
+            if result is None:
+                self._queue.put(None)  # for the next look, when what is here has been carried
+                break
+            results.append(result)
+        return bool(results)
+
+    def _carry(
+        self, results: Sequence[Outcome | Postponement]
+    ) -> tuple[list[Outcome | Postponement], ModerationError | None]:
+        """Hands results to Redis; returns those that it refused, to be tried again, and why."""
+        refused: list[Outcome | Postponement] = []
+        error: ModerationError | None = None
+        for result in results:
+            if isinstance(result, Postponement):
+                self._intake.postpone(result.entry, result.pause_ms, result.now_ms)
+        outcomes = [result for result in results if isinstance(result, Outcome)]
+        if outcomes:
+            started = time.monotonic()
+            published = self._publisher.publish(outcomes)
+            for outcome, became in zip(outcomes, published, strict=True):
+                if isinstance(became, ModerationError):
+                    refused.append(outcome)
+                    error = became
+                else:
+                    self._count(outcome, became)
+            self._metrics.stage.labels("publish").observe(time.monotonic() - started)
+            _log(outcomes, published)
+        kept = {id(outcome) for outcome in refused}
+        self._on_done([result.entry for result in results if id(result) not in kept])
+        return refused, error
+
+    def _count(self, outcome: Outcome, became: Published) -> None:
+        if became.document is not None:
+            self._metrics.published(became.document, (became.at_ms - outcome.entry.enqueued_ms) / 1000)
+        elif became.result == "duplicate":
+            self._metrics.duplicates.inc()
+        elif became.result == "unchanged":
+            self._metrics.unchanged.inc()
+        if became.result == "opened":
+            logger.critical("bans are above the quota: the circuit breaker is open and withholds them")
+
+
+def _log(outcomes: Sequence[Outcome], became: Sequence[Published | ModerationError]) -> None:
+    """One line for all that was published together."""
+    documents = [done.document for done in became if isinstance(done, Published) and done.document is not None]
+    counted: Counter[str] = Counter(document.label or "undecided" for document in documents)
+    counted.update("banned" for document in documents if document.ban)
+    logger.info(
+        "published %d of %d: %s",
+        len(documents),
+        len(outcomes),
+        ", ".join(f"{count} {what}" for what, count in sorted(counted.items())) or "nothing new",
+        extra={
+            "content_ids": [document.content_id for document in documents],
+            "undecided": {d.content_id: d.reasons[0] for d in documents if isinstance(d, Undecided)},
+        },
+    )

@@ -1,0 +1,275 @@
+"""The line: fetch, decode, batch, score, decide, publish; each picture for itself, as fast as its stages let it.
+
+Entries go in by `accept`, and leave by a publish or a postponement. Knows the order of the stages and nothing of
+how any of them works, of Celery, or of where entries come from.
+"""
+
+import hashlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from worker.batcher import Batcher
+from worker.classifier import Scores
+from worker.content import ContentStore
+from worker.decode import DecoderPool
+from worker.errors import ContentError, ModerationError
+from worker.fetch import FetchPool
+from worker.intake import Entry, Intake, pause_ms
+from worker.metrics import Metrics
+from worker.model.preprocessing import Decoded
+from worker.outbox import Outbox, Postponement
+from worker.policy import Thresholds, decide, picked_for_audit
+from worker.publish import Outcome, Publisher
+from worker.verdict import Probabilities, ReviewPlacement, Undecided, Verdict
+
+logger = logging.getLogger(__name__)
+
+# How far back the rate of judging is measured: what may be in work is what was judged in that time.
+RATE_WINDOW_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the deployment, not the weights version, says about decisions. Times in seconds."""
+
+    review_placement: ReviewPlacement
+    audit_share: float
+    not_found_retry_s: float
+    fetch_failed_retry_s: float
+
+
+@dataclass(eq=False, slots=True)
+class Item:
+    """One picture in work in this process."""
+
+    entry: Entry
+    started: float
+    stage_started: float
+    content_sha256: str | None = None
+    frames: int = 0
+
+
+class Pipeline:
+    """Takes entries through the stages. It has no threads of its own; the stages have."""
+
+    def __init__(
+        self,
+        *,
+        content: ContentStore,
+        decoders: DecoderPool,
+        batcher: Batcher,
+        publisher: Publisher,
+        intake: Intake,
+        metrics: Metrics,
+        rules: Rules,
+        fetch_threads: int,
+    ) -> None:
+        self._decoders = decoders
+        self._batcher = batcher
+        self._intake = intake
+        self._outbox = Outbox(publisher, intake, metrics, on_done=self._done)
+        self._metrics = metrics
+        self._rules = rules
+        self._fetchers = FetchPool(content.fetch, fetch_threads)
+        self._changed = threading.Condition()
+        self._items: dict[tuple[str, bytes], Item] = {}
+        self._judged: deque[tuple[float, int]] = deque()
+        self._last_progress = time.monotonic()
+        self._stood_still_s = 0.0  # with work in hand, when the last of it was given up
+        self._closing = False
+
+    # -- what the puller sees
+
+    def accept(self, entries: Iterable[Entry]) -> None:
+        """Starts work on entries claimed by this process."""
+        now = time.monotonic()
+        items = [Item(entry, now, now) for entry in entries]
+        with self._changed:
+            if not self._items:  # time without work counts neither as progress nor as standstill
+                self._last_progress = now - self._stood_still_s
+            for item in items:
+                self._items[item.entry.stream, item.entry.entry_id] = item
+        for item in items:
+            self._fetchers.submit(item.entry.content_id, partial(self._guarded, self._fetched, item))
+
+    def condemn(self, entry: Entry, reason: str) -> None:
+        """Publishes an entry that keeps killing its process as `model_failed`, and dead-letters it."""
+        now = time.monotonic()
+        item = Item(entry, now, now)
+        with self._changed:
+            self._items[entry.stream, entry.entry_id] = item
+        document = self._undecided(item, ContentError("model_failed", reason))
+        self._outbox.put(Outcome(entry, document, dead_letter=("killed_its_worker", reason)))
+
+    def in_work(self) -> list[Item]:
+        """The pictures in work."""
+        with self._changed:
+            return list(self._items.values())
+
+    def judged_lately(self) -> int:
+        """Pictures finished within the rate window."""
+        with self._changed:
+            self._forget_old_rates()
+            return sum(count for _, count in self._judged)
+
+    def stands_still_s(self) -> float:
+        """Seconds since a picture was last finished while there was work; 0 where there is none."""
+        with self._changed:
+            return time.monotonic() - self._last_progress if self._items else 0.0
+
+    def wait_until(self, reached: Callable[[], bool], timeout_s: float) -> bool:
+        """Waits until `reached`, asked whenever pictures were finished, or for `timeout_s`; returns its last answer."""
+        with self._changed:
+            return self._changed.wait_for(reached, timeout_s)
+
+    def leave_overdue(self, fetch_s: float, work_s: float) -> None:
+        """Gives up what is in work for too long: a fetch that hangs is tried again later, the rest left to others."""
+        self._fetchers.give_up(fetch_s)
+        now = time.monotonic()
+        for item in self.in_work():
+            if now - item.started > work_s:
+                logger.error("%s is in work for over %g s: left to others", item.entry.content_id, work_s)
+                self.abandon([item])
+
+    def fetchers_hang(self) -> bool:
+        """Whether nothing can be fetched any more."""
+        return self._fetchers.all_hang()
+
+    def abandon(self, items: Iterable[Item]) -> None:
+        """Forgets pictures whose claims are left to others; whatever still comes of them finds the entry gone."""
+        with self._changed:
+            worked = bool(self._items)
+            for item in items:
+                self._items.pop((item.entry.stream, item.entry.entry_id), None)
+            if worked and not self._items:
+                self._stood_still_s = time.monotonic() - self._last_progress
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Ends the threads; what is still in work is given up."""
+        self._closing = True
+        self._fetchers.close()
+        self._outbox.close()
+
+    # -- the line
+
+    def _fetched(self, item: Item, data: bytes | ContentError, seconds: float) -> None:
+        if isinstance(data, ContentError):
+            self._fetch_failed(item, data)
+            return
+        item.content_sha256 = hashlib.sha256(data).hexdigest()
+        self._metrics.stage.labels("fetch").observe(seconds)
+        item.stage_started = time.monotonic()
+        self._decoders.submit(data).add_done_callback(lambda done: self._guarded(self._decoded, item, done))
+
+    def _decoded(self, item: Item, done: "Future[Decoded]") -> None:
+        self._observe("decode", item)
+        frames = done.result().frames
+        item.frames = len(frames)
+        self._batcher.submit(frames).add_done_callback(lambda scored: self._guarded(self._scored, item, scored))
+
+    def _scored(self, item: Item, done: "Future[Scores]") -> None:
+        self._outbox.put(Outcome(item.entry, self._decide(item, done.result())))
+
+    def _guarded(self, stage: Callable[..., None], item: Item, *done: Any) -> None:
+        """Runs a stage; whatever it raises ends this picture's work here, and nobody else's."""
+        try:
+            stage(item, *done)
+        except ContentError as error:
+            self._undecide(item, error)
+        except ModerationError as error:
+            if not self._closing:
+                logger.error("work on %s stopped: %s", item.entry.content_id, error)
+            self.abandon([item])
+        except Exception as error:
+            logger.exception("a stage failed on %s", item.entry.content_id)
+            self._undecide(item, ContentError("model_failed", f"A stage failed: {type(error).__name__}."))
+
+    def _decide(self, item: Item, scores: Scores) -> Verdict:
+        manifest = scores.version.manifest
+        thresholds = Thresholds(manifest.ban_threshold, manifest.review_threshold)
+        decision = decide(
+            scores.probabilities.tolist(),
+            thresholds,
+            review_placement=self._rules.review_placement,
+            audited=picked_for_audit(item.entry.content_id, self._rules.audit_share),
+        )
+        approved, not_suitable, risked = np.round(scores.probabilities[decision.frame].astype(np.float64), 6).tolist()
+        return Verdict(
+            content_id=item.entry.content_id,
+            label=decision.label,
+            ban=decision.ban,
+            review=decision.review,
+            placement=decision.placement,
+            reasons=decision.reasons,
+            probabilities=Probabilities(approved=approved, not_suitable=not_suitable, risked=risked),
+            weights=manifest.id,
+            engine=scores.version.engine,
+            ban_threshold=thresholds.ban,
+            review_threshold=thresholds.review,
+            content_sha256=item.content_sha256,
+            frames=item.frames,
+            enqueued_at=_utc(item.entry.enqueued_ms),
+        )
+
+    def _done(self, entries: Iterable[Entry]) -> None:
+        now = time.monotonic()
+        with self._changed:
+            finished = sum(self._items.pop((entry.stream, entry.entry_id), None) is not None for entry in entries)
+            self._judged.append((now, finished))
+            self._forget_old_rates()
+            self._last_progress = now
+            self._stood_still_s = 0.0
+            self._changed.notify_all()
+
+    def _forget_old_rates(self) -> None:
+        while self._judged and self._judged[0][0] < time.monotonic() - RATE_WINDOW_S:
+            self._judged.popleft()
+
+    def _observe(self, stage: str, item: Item) -> None:
+        now = time.monotonic()
+        self._metrics.stage.labels(stage).observe(now - item.stage_started)
+        item.stage_started = now
+
+    # -- what goes wrong
+
+    def _fetch_failed(self, item: Item, error: ContentError) -> None:
+        """Tries again later where that may help: the object may not be visible yet, the store may come back."""
+        window_s = {"not_found": self._rules.not_found_retry_s, "fetch_failed": self._rules.fetch_failed_retry_s}
+        if error.reason not in window_s:
+            raise error
+        now_ms = self._intake.now_ms()
+        left_ms = int(window_s[error.reason] * 1000) - (now_ms - (item.entry.failing_since_ms or now_ms))
+        if left_ms <= 0:
+            raise error
+        self._outbox.put(Postponement(item.entry, min(pause_ms(item.entry.attempt), left_ms), now_ms))
+
+    def _undecide(self, item: Item, error: ContentError) -> None:
+        self._outbox.put(Outcome(item.entry, self._undecided(item, error)))
+
+    def _undecided(self, item: Item, error: ContentError) -> Undecided:
+        logger.debug("%s is undecided: %s: %s", item.entry.content_id, error.reason, error.detail)
+        return Undecided(
+            content_id=item.entry.content_id,
+            placement=self._rules.review_placement,
+            reasons=(error.reason,),
+            weights=None,
+            engine=None,
+            content_sha256=item.content_sha256,
+            frames=item.frames,
+            enqueued_at=_utc(item.entry.enqueued_ms),
+        )
+
+
+def _utc(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)

@@ -1,0 +1,218 @@
+"""Pulls work: claims entries while the pipeline has room, keeps claims fresh, takes over what a dead process left.
+
+Entries go from the intake to the pipeline. Knows no pictures and no Celery; `app` gives it a worker's life.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from worker import bus
+from worker.errors import ModerationError, UnavailableError
+from worker.intake import Entry, Intake
+from worker.metrics import Metrics
+from worker.pipeline import Pipeline
+
+logger = logging.getLogger(__name__)
+
+HOUSEKEEPING_S = 1.0
+PRUNE_S = 600.0
+# What a process that has judged nothing yet may hold: enough to fill its stages, little enough to leave the rest
+# to others while it warms up.
+FIRST_IN_WORK = 8
+MOST_DEATHS_ALONE = 3
+# How long a suspect waits for the process to be empty before others get another turn.
+SUSPECT_PATIENCE_S = 10.0
+RECONNECT_PAUSES_S = (0.1, 0.2, 0.5, 1.0)
+
+
+class Puller:
+    """One thread.
+
+    Args:
+        max_batch: images in a forward pass; at most two batches are in work.
+        claim_deadline_s: a picture in work for longer is no longer kept from others.
+        fetch_deadline_s: a fetch that has not ended by then is tried again later.
+        takeover_idle_s: how long this process must have been connected before it takes from others.
+        on_housekeeping: called about once a second.
+    """
+
+    def __init__(
+        self,
+        intake: Intake,
+        pipeline: Pipeline,
+        metrics: Metrics,
+        *,
+        max_batch: int,
+        claim_deadline_s: float,
+        fetch_deadline_s: float,
+        takeover_idle_s: float,
+        on_housekeeping: Callable[[], None],
+    ) -> None:
+        self._intake = intake
+        self._pipeline = pipeline
+        self._metrics = metrics
+        self._max_batch = max_batch
+        self._claim_deadline_s = claim_deadline_s
+        self._fetch_deadline_s = fetch_deadline_s
+        self._takeover_idle_s = takeover_idle_s
+        self._on_housekeeping = on_housekeeping
+        self._claimed: list[Entry] = []  # and not handed on yet
+        self._suspects: deque[Entry] = deque()
+        self._alone: Entry | None = None
+        self._others_turn = False
+        self._others_had_turn = time.monotonic()
+        self._connected_since: float | None = None
+        self._kept_house = 0.0
+        self._pruned = time.monotonic()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="puller", daemon=True)
+
+    @property
+    def connected(self) -> bool:
+        """Whether Redis answered the last time it was asked."""
+        return self._connected_since is not None
+
+    def start(self) -> None:
+        """Starts pulling."""
+        self._intake.ensure_groups()
+        self._thread.start()
+
+    def stop(self, drain_s: float) -> None:
+        """Claims nothing more, lets what is in work finish for up to `drain_s`, and gives the rest back."""
+        self._stopping.set()
+        self._thread.join()
+        deadline = time.monotonic() + drain_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            if self._pipeline.wait_until(self._idle, min(left_s, HOUSEKEEPING_S)):
+                break
+            with contextlib.suppress(ModerationError):
+                self._intake.refresh(self._held())
+        rest = self._held()
+        try:
+            if self._alone is not None:
+                self._intake.unmark_alone(self._alone)
+            self._intake.give_back(rest)
+        except ModerationError:
+            logger.warning("%d claims could not be given back; they are taken over when idle", len(rest))
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                self._turn()
+                failures = 0
+            except Exception as error:
+                # Whatever it is, this thread is the process's only source of work and must go on.
+                if not isinstance(error, UnavailableError):
+                    logger.error("pulling failed: %s", error, exc_info=not isinstance(error, ModerationError))
+                elif failures == 0:
+                    logger.warning("no work can be pulled: %s", error)
+                self._connected_since = None
+                pause = RECONNECT_PAUSES_S[min(failures, len(RECONNECT_PAUSES_S) - 1)]
+                failures += 1
+                self._stopping.wait(pause)
+
+    def _turn(self) -> None:
+        """One step: what was claimed is handed on, a suspect is judged, or more is claimed, by turns."""
+        if time.monotonic() - self._kept_house >= HOUSEKEEPING_S:
+            self._keep_house()
+        if self._alone is not None:
+            if self._pipeline.wait_until(self._idle, HOUSEKEEPING_S):
+                # This process lives, whatever became of the picture; only a death leaves the mark.
+                self._intake.unmark_alone(self._alone)
+                self._alone = None
+                self._others_turn = True
+        elif self._suspects and not self._others_turn:
+            if self._pipeline.wait_until(self._idle, HOUSEKEEPING_S):
+                self._judge_alone()
+            elif time.monotonic() - self._others_had_turn > SUSPECT_PATIENCE_S:
+                self._others_turn = True
+        elif self._claimed:
+            self._hand_on()
+        elif self._pipeline.wait_until(lambda: self._room() > 0, HOUSEKEEPING_S):
+            self._claim(self._room())
+            self._others_turn, self._others_had_turn = False, time.monotonic()
+        else:
+            self._others_turn = False
+
+    def _held(self) -> list[Entry]:
+        """Every entry that this process has claimed."""
+        return [item.entry for item in self._pipeline.in_work()] + self._claimed + list(self._suspects)
+
+    def _idle(self) -> bool:
+        return not self._pipeline.in_work()
+
+    def _room(self) -> int:
+        """How many more entries may be in work: two batches, and no more than was judged in the last seconds."""
+        most = min(2 * self._max_batch, max(FIRST_IN_WORK, self._pipeline.judged_lately()))
+        return most - len(self._pipeline.in_work())
+
+    def _claim(self, room: int) -> None:
+        """Claims new entries, uploads before backfill; with nothing there and no suspect, waits for the first."""
+        backfill_room = min(room, self._max_batch - sum(item.entry.backfill for item in self._pipeline.in_work()))
+        self._claimed += self._intake.read([bus.UPLOADS], room)
+        if not self._claimed and backfill_room > 0:
+            self._claimed += self._intake.read([bus.BACKFILL], backfill_room)
+        if not self._claimed and not self._suspects:
+            streams = [bus.UPLOADS, bus.BACKFILL] if backfill_room > 0 else [bus.UPLOADS]
+            block_ms = int(1000 * max(0.01, HOUSEKEEPING_S - (time.monotonic() - self._kept_house)))
+            # Both at once only here, with nothing waiting: whichever comes first wakes us.
+            self._claimed += self._intake.read(streams, max(1, min(room, backfill_room)), block_ms)
+        self._connected()
+        self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Gives what is claimed to the pipeline, less what has a verdict; suspects wait for their turn."""
+        unknown = self._intake.without_known(self._claimed)
+        known = len(self._claimed) - len(unknown)
+        self._metrics.duplicates.inc(known)
+        if self._claimed:
+            ids = [entry.content_id for entry in self._claimed]
+            logger.info("claimed %d, %d have a verdict already", len(ids), known, extra={"content_ids": ids})
+        self._claimed = []
+        self._suspects.extend(entry for entry in unknown if entry.suspect)
+        self._pipeline.accept([entry for entry in unknown if not entry.suspect])
+
+    def _judge_alone(self) -> None:
+        """The next suspect, with nothing else in the process, and marked first: a death then names its cause."""
+        entry = self._suspects[0]
+        deaths = self._intake.mark_alone(entry)
+        self._suspects.popleft()
+        self._alone = entry
+        if deaths >= MOST_DEATHS_ALONE:
+            self._pipeline.condemn(entry, f"{deaths} processes died while they judged nothing else.")
+        else:
+            self._pipeline.accept([entry])
+
+    def _keep_house(self) -> None:
+        self._kept_house = time.monotonic()
+        self._pipeline.leave_overdue(self._fetch_deadline_s, self._claim_deadline_s)
+        self._intake.refresh(self._held())
+        self._connected()
+        try:
+            self._intake.wake_due()
+        except ModerationError as error:  # a stream that takes no entry must not end take-over and the watchdog
+            logger.error("what waits for another attempt stays where it is: %s", error)
+        # Never none for long: a backlog keeps the pipeline full, and a dead worker's claims must not wait for its end.
+        room = max(self._room(), FIRST_IN_WORK) - len(self._suspects)
+        if room > 0 and self._alone is None and self._connected_for_s() >= self._takeover_idle_s:
+            taken = self._intake.take_over(room)
+            if taken:
+                logger.info("took over %d claims that were no longer refreshed", len(taken))
+                self._metrics.reclaimed.inc(len(taken))
+                self._claimed += taken
+        if time.monotonic() - self._pruned >= PRUNE_S:
+            self._pruned = time.monotonic()
+            self._intake.prune_consumers()
+        self._on_housekeeping()
+
+    def _connected(self) -> None:
+        if self._connected_since is None:
+            self._connected_since = time.monotonic()
+
+    def _connected_for_s(self) -> float:
+        return 0.0 if self._connected_since is None else time.monotonic() - self._connected_since

@@ -1,0 +1,217 @@
+"""Builds a worker process from its settings and starts and stops its parts in order. Decides nothing itself.
+
+The only place that knows every room of the serving side; knows no Celery.
+"""
+
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Sequence
+
+from worker import bus, memory
+from worker.batcher import Batcher
+from worker.champion import ChampionFollower
+from worker.classifier import Classifier
+from worker.content import ContentStore
+from worker.decode import DecoderPool
+from worker.errors import ModerationError, UnavailableError, WeightsError
+from worker.health import HealthServer
+from worker.intake import Intake
+from worker.metrics import Metrics
+from worker.model.compiled import EngineCache
+from worker.model.preprocessing import DecodeLimits, Preprocessing
+from worker.model.weights import WeightsStore
+from worker.overrule import Overruler
+from worker.pipeline import Pipeline, Rules
+from worker.presence import Presence
+from worker.publish import Publisher, Quota
+from worker.puller import Puller
+from worker.settings import Settings
+from worker.tuner import Tuner
+
+logger = logging.getLogger(__name__)
+
+# Work that finishes nothing for so long stands still; longer than any stage of one picture may take.
+STANDS_STILL_S = 60.0
+
+# A fetch should end by its own time limit; after this many of them it never will.
+FETCH_DEADLINES = 3
+
+DEVICE_BROKEN_EXIT = 70  # sysexits.h: internal software error
+
+
+class Service:
+    """All parts of one worker process, running.
+
+    Args:
+        node: this worker's name for people, such as `gpu0@host`.
+        on_broken: called when the device is broken and the process must end.
+
+    Raises:
+        UsageError, WeightsError, UnavailableError: one sentence on what is missing; nothing is left running.
+    """
+
+    def __init__(self, settings: Settings, *, node: str, on_broken: Callable[[BaseException], None]) -> None:
+        memory.give_back_large_blocks()
+        self._settings = settings
+        self._closers: list[Callable[[], object]] = []
+        try:
+            self._build(settings, node, on_broken)
+        except BaseException:
+            self._close_all()
+            raise
+
+    def _build(self, settings: Settings, node: str, on_broken: Callable[[BaseException], None]) -> None:
+        client = bus.connect(settings.redis_url, settings.sentinel_master)
+        self._closers.append(client.close)
+        bus.ping(client)
+        content = ContentStore(
+            settings.content_url,
+            max_bytes=settings.content_max_bytes,
+            timeout_s=settings.fetch_timeout_s,
+            options=settings.content_options,
+        )
+        self.metrics = Metrics()
+        store = WeightsStore(settings.weights_dir)
+        self._classifier = Classifier(
+            store, device=settings.device, precision=settings.precision, threads=settings.torch_thread_count()
+        )
+        tuner = Tuner(
+            self._classifier,
+            store,
+            EngineCache(settings.engines_folder(), settings.weights_dir),
+            on_engine=lambda version: self.metrics.engine(version.id, version.engine),
+            on_fallback=lambda engine, reason: self.metrics.engine_fallbacks.labels(engine, reason).inc(),
+        )
+        follower = ChampionFollower(store, self._classifier, self.metrics)
+        follower.start()
+        self._closers.append(follower.stop)
+        tuner.start()
+        self._closers.append(tuner.stop)
+        self._decoders = self._start_decoders(settings)
+        self._closers.append(self._decoders.close)
+        self._on_broken = on_broken
+        self._decoder_problem: str | None = None
+        self._batcher = Batcher(
+            self._classifier.score, max_images=settings.max_batch, on_batch=self._on_batch, on_broken=on_broken
+        )
+        self._closers.append(self._batcher.close)
+        consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        intake = Intake(client, consumer, settings.takeover_idle_s)
+        self._pipeline = Pipeline(
+            content=content,
+            decoders=self._decoders,
+            batcher=self._batcher,
+            publisher=Publisher(
+                client,
+                settings.verdict_ttl_s,
+                quota=Quota(settings.ban_quota_share, settings.ban_quota_count),
+                review_placement=settings.review_placement,
+            ),
+            intake=intake,
+            metrics=self.metrics,
+            rules=Rules(
+                review_placement=settings.review_placement,
+                audit_share=settings.audit_share,
+                not_found_retry_s=settings.not_found_retry_s,
+                fetch_failed_retry_s=settings.fetch_failed_retry_s,
+            ),
+            fetch_threads=settings.fetch_threads,
+        )
+        self._closers.append(self._pipeline.close)
+        self._presence = Presence(client, consumer, node, self._classifier.device_name)
+        self._closers.append(self._presence.leave)
+        self._puller = Puller(
+            intake,
+            self._pipeline,
+            self.metrics,
+            max_batch=settings.max_batch,
+            claim_deadline_s=settings.claim_deadline_s,
+            fetch_deadline_s=FETCH_DEADLINES * settings.fetch_timeout_s,
+            takeover_idle_s=settings.takeover_idle_s,
+            on_housekeeping=self._keep_house,
+        )
+        if settings.metrics_port:
+            health = HealthServer(
+                settings.metrics_host,
+                settings.metrics_port,
+                self.metrics.registry,
+                healthy=self._healthy,
+                ready=self._ready,
+            )
+            self._closers.append(health.close)
+        self._puller.start()
+        overruler = Overruler(client, settings.verdict_ttl_s)
+        overruler.start()
+        self._closers.append(overruler.close)
+
+    def stop(self, drain_s: float) -> None:
+        """Claims nothing more, finishes what is in work for up to `drain_s`, gives the rest back, ends every part."""
+        started = time.monotonic()
+        self._puller.stop(drain_s)
+        self._close_all()
+        logger.info("stopped after %.1f s", time.monotonic() - started)
+
+    def _close_all(self) -> None:
+        for close in reversed(self._closers):
+            try:
+                close()
+            except ModerationError as error:
+                logger.warning("while stopping: %s", error)
+        self._closers.clear()
+
+    def _start_decoders(self, settings: Settings) -> DecoderPool:
+        version = self._classifier.version
+        if version is None:
+            raise WeightsError("No weights are loaded.")
+        return DecoderPool(
+            Preprocessing.from_json(version.manifest.preprocessing),
+            DecodeLimits(max_pixels=settings.decode_max_pixels),
+            processes=settings.decoder_count(on_gpu=self._classifier.device.type == "cuda"),
+            timeout_s=settings.decode_timeout_s,
+            memory_bytes=settings.decode_memory_mb * 2**20,
+            on_restart=lambda cause: self.metrics.restarts.labels(cause).inc(),
+        )
+
+    def _keep_house(self) -> None:
+        busy_s, most_s = self._batcher.busy_s(), self._settings.forward_timeout_s
+        if busy_s > most_s:
+            self._on_broken(UnavailableError(f"a forward pass has not ended within {most_s:g} s"))
+        try:
+            self._decoders.check()
+            self._decoder_problem = None
+        except UnavailableError as error:
+            self._decoder_problem = str(error)
+        version = self._classifier.version
+        if version is not None:
+            self._presence.announce(version.id, version.engine, len(self._pipeline.in_work()))
+
+    def _on_batch(self, images: int, waits_s: Sequence[float], forward_s: float) -> None:
+        self.metrics.batch.observe(images)
+        self.metrics.stage.labels("forward").observe(forward_s)
+        wait = self.metrics.stage.labels("wait")
+        for wait_s in waits_s:
+            wait.observe(wait_s)
+
+    def _healthy(self) -> str | None:
+        if self._decoder_problem is not None:
+            return self._decoder_problem
+        if self._pipeline.fetchers_hang():
+            return "every fetch hangs: see to the content store, then restart this worker"
+        still_s = self._pipeline.stands_still_s()
+        if still_s > STANDS_STILL_S and self._puller.connected:
+            return f"work in this process has stood still for {still_s:.0f} s: restart it, others take its work over"
+        return None
+
+    def _ready(self) -> str | None:
+        if self._classifier.version is None:
+            return "no weights are loaded"
+        return None if self._puller.connected else "Redis does not answer"
+
+
+def end_process(error: BaseException) -> None:
+    """Ends this process at once: what it holds is taken over by others, which a broken device would only delay."""
+    logger.critical("ending this process: %s", error)
+    os._exit(DEVICE_BROKEN_EXIT)

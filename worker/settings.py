@@ -1,0 +1,183 @@
+"""All settings of the serving side, from `MODERATION_*` variables and a `.env` file.
+
+Read once, in `app` and `cli`; everything else is handed what it needs. Knows no torch, Celery or Redis.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from worker import cores
+from worker.errors import UsageError
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+# Bounds keep sums and products of settings within what Redis, sockets and clocks take.
+Seconds = Annotated[float, Field(ge=0.0, le=31_536_000.0)]
+PositiveSeconds = Annotated[float, Field(gt=0.0, le=31_536_000.0)]
+VERDICT_TTL_MAX_S = 315_360_000
+INTAKE_MAX = 1_000_000
+TASK_IDS_MAX = 256
+DECODE_MAX_PIXELS = 89_478_485  # as many as Pillow reads without its warning of a decompression bomb
+
+
+class Settings(BaseSettings):
+    """Names and defaults that others rely on are CONTRACT; the rest are knobs. Units are in the names."""
+
+    model_config = SettingsConfigDict(env_prefix="MODERATION_", env_file=".env", extra="ignore", frozen=True)
+
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0",
+        description="Redis 7 or newer, or Valkey: broker, intake, verdicts. `rediss://` for TLS. With "
+        "`MODERATION_SENTINEL_MASTER` set, the host part lists the Sentinels: `redis://host1:26379,host2:26379/0`.",
+    )
+    sentinel_master: str | None = Field(None, description="name of the master that the Sentinels watch")
+    content_url: str = Field(
+        "file:///var/lib/moderation/content/{content_id}",
+        description="where an ID's bytes live: an fsspec URL with `{content_id}` in it",
+    )
+    content_options: dict[str, Any] = Field(
+        default_factory=dict, description="JSON: storage options for that fsspec file system (endpoint, keys, …)"
+    )
+    content_max_bytes: int = Field(20 * 2**20, ge=1, le=2**30, description="a larger picture is undecided, `too_large`")
+    fetch_timeout_s: PositiveSeconds = Field(10.0, description="one attempt to fetch a picture over a network")
+    fetch_threads: int = Field(16, ge=1, le=1024, description="pictures fetched at the same time")
+    not_found_retry_s: Seconds = Field(30.0, description="how long a missing picture is looked for again")
+    fetch_failed_retry_s: Seconds = Field(3600.0, description="how long a broken content store is tried again")
+
+    weights_dir: Path = Field(Path("weights"), description="the weights store")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: CUDA where there is a device")
+    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
+        "auto",
+        description="`auto` takes the fastest that was checked against fp32; `int8` is for the CPU, `bf16` for a "
+        "device that multiplies it natively",
+    )
+    engines_dir: Path | None = Field(
+        None,
+        description="where compiled engines are kept, for this user alone: they are programs, so not in the store; "
+        "by default `moderation-worker` in `$XDG_CACHE_HOME`, else in `~/.cache`",
+    )
+    max_batch: int = Field(64, ge=1, le=4096, description="images in one forward pass")
+    torch_threads: int = Field(
+        0, ge=0, le=1024, description="threads of one forward pass on the CPU; 0: one a core that this process may use"
+    )
+
+    decoders: int = Field(
+        0, ge=0, le=1024,
+        description="decoder processes; 0: one for every four cores where the network takes the cores, beside a GPU "
+        "all cores but one; at least one. With several workers on a machine, give each its part",
+    )  # fmt: skip
+    decode_timeout_s: PositiveSeconds = Field(8.0, description="a slower picture is undecided, `decode_timeout`")
+    decode_memory_mb: int = Field(1536, ge=64, le=2**20, description="memory one decoder may use for a picture")
+    decode_max_pixels: int = Field(
+        64_000_000, ge=1, le=DECODE_MAX_PIXELS, description="a larger frame is undecided, `too_large`"
+    )
+
+    review_placement: Literal["held", "author_only"] = Field(
+        "held", description="where a picture waits while a person is asked"
+    )
+    audit_share: Share = Field(0.0, description="share of decided pictures sent to a person at random")
+    intake_max: int = Field(
+        INTAKE_MAX, ge=0, le=10**9,
+        description="content IDs that may wait in one stream before `submit` is refused; 0: any number",
+    )  # fmt: skip
+    ban_quota_share: Share = Field(
+        0.2, description="a greater share of bans among at least 500 decided within 600 s opens the circuit breaker"
+    )
+    ban_quota_count: int = Field(0, ge=0, le=10**9, description="so does a greater number of bans within 600 s; 0: any")
+    verdict_ttl_s: int = Field(604800, ge=1, le=VERDICT_TTL_MAX_S, description="how long a verdict can be looked up")
+    claim_deadline_s: PositiveSeconds = Field(120.0, description="a claim in work for longer is left to others")
+    forward_timeout_s: PositiveSeconds = Field(60.0, description="a batch that takes longer ends the process")
+    takeover_idle_s: PositiveSeconds = Field(15.0, description="a claim not refreshed for so long is taken over")
+    drain_s: Seconds = Field(10.0, description="how long a stopping worker goes on with what it holds")
+
+    metrics_host: str = Field("127.0.0.1", description="where `/metrics`, `/healthz` and `/readyz` listen")
+    metrics_port: int = Field(9101, ge=0, le=65535, description="their port; 0 switches them off")
+    exporter_port: int = Field(9201, ge=1, le=65535, description="`/metrics` of `moderation exporter`")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="what is logged")
+    log_format: Literal["text", "json"] = Field("text", description="`json`: a JSON object a line, for a log store")
+
+    @field_validator("content_url")
+    @classmethod
+    def _has_place_for_the_id(cls, url: str) -> str:
+        if url.count("{content_id}") != 1 or "://" not in url:
+            raise ValueError("must be a URL with {content_id} in it once, such as file:///srv/content/{content_id}")
+        return url
+
+    @field_validator("intake_max")
+    @classmethod
+    def _takes_a_whole_task(cls, most: int) -> int:
+        if 0 < most < TASK_IDS_MAX:
+            raise ValueError(f"must be 0, or at least {TASK_IDS_MAX}, as many as one Celery task may carry")
+        return most
+
+    @field_validator("sentinel_master")
+    @classmethod
+    def _empty_is_none(cls, name: str | None) -> str | None:
+        return name or None  # compose files pass on what is not set as an empty text
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_a_redis_url(cls, url: str) -> str:
+        if not url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return url
+
+    @model_validator(mode="after")
+    def _claims_outlive_a_picture(self) -> "Settings":
+        if self.claim_deadline_s <= self.fetch_timeout_s + 2 * self.decode_timeout_s:
+            raise ValueError(
+                "MODERATION_CLAIM_DEADLINE_S must be longer than MODERATION_FETCH_TIMEOUT_S and twice "
+                "MODERATION_DECODE_TIMEOUT_S together, or slow pictures are judged again and again"
+            )
+        return self
+
+    def engines_folder(self) -> Path:
+        """Where compiled engines are kept."""
+        if self.engines_dir is not None:
+            return self.engines_dir
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moderation-worker"
+
+    def decoder_count(self, *, on_gpu: bool = False) -> int:
+        """Decoder processes to start: the cores that the network leaves free, or as many as were asked for."""
+        usable = cores.usable()
+        return self.decoders or max(1, usable - 1 if on_gpu else usable // 4)
+
+    def torch_thread_count(self) -> int:
+        """Threads of one forward pass on the CPU."""
+        return self.torch_threads or cores.usable()
+
+
+def load(**overrides: Any) -> Settings:
+    """Reads the settings; raises UsageError with one sentence that names the variable at fault."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = f"MODERATION_{str(first['loc'][0]).upper()}: " if first["loc"] else ""
+        raise UsageError(f"{name}{first['msg'].removeprefix('Value error, ')}.") from None
+    except SettingsError as error:  # its message names the field only; the cause may quote a key
+        field = re.search(r'field "(\w+)"', str(error))
+        name = f"MODERATION_{field[1].upper()}" if field else "A setting"
+        raise UsageError(f'{name} must be JSON, such as {{"key": "value"}}.') from None
+    except RecursionError:
+        raise UsageError("MODERATION_CONTENT_OPTIONS is nested too deeply: write a plain JSON object.") from None
+    except (ValueError, OSError) as error:  # a .env that is no text, or must not be read
+        raise UsageError(f"The file .env cannot be read: {error}.") from None
+
+
+def markdown_table() -> str:
+    """The README's settings table, a row a setting."""
+    rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = "" if default in (None, {}) else f"`{default}`"
+        rows.append(f"| `MODERATION_{name.upper()}` | {shown} | {field.description} |")
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown_table(), end="")

@@ -1,0 +1,289 @@
+"""Puts a faster engine into service beside the work: built, timed and compared with fp32 first, whatever is not shown
+is not used.
+
+One thread at a lower priority: version in service ─► candidates ─► build ─► faster here? ─► agrees with fp32 on the
+pictures kept with the version and, where those are too few, on what is being judged? ─► `Classifier.use`. Knows no
+content IDs, queues or metrics.
+"""
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worker.classifier import Classifier, Version
+from worker.errors import ModerationError
+from worker.evidence import Evidence
+from worker.model import check_pictures
+from worker.model import network as networks
+from worker.model.agreement import RULES, Agreement, Labels
+from worker.model.compiled import EngineCache, EngineError
+from worker.model.engine import EagerEngine, Engine, Frames, Head
+from worker.model.manifest import Manifest
+from worker.model.weights import WeightsStore
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S: Final = 0.5
+NICENESS: Final = 10
+"""Of this thread and those that multiply for it: the work in service goes first."""
+
+TIMED_FRAMES: Final = 16
+TIMED_ROUNDS: Final = 3
+FASTER: Final = 0.95
+"""A candidate must take at most this share of the time: a smaller gain is not worth its memory."""
+
+COMPARED_FRAMES: Final = 16
+SAVE_EVERY: Final = 200
+BATCHES_WAITING: Final = 2
+"""Scored batches that may wait to be compared; more are let go, so that memory stays bounded."""
+
+Build = Callable[[Version, str], Engine]
+
+
+class _SupersededError(Exception):
+    """Another version is in service, or the process ends."""
+
+
+class Tuner:
+    """One thread beside the work.
+
+    Args:
+        classifier: whose engine is to be replaced; says the device and the precision that was asked for.
+        cache: compiled engines and what they were compared on.
+        build: makes an engine for a version in a precision, EngineError where it cannot; from `cache` if None.
+        on_engine: told the version once another engine serves it.
+        on_fallback: told (engine, reason) for each candidate that is not used, or not yet.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        store: WeightsStore,
+        cache: EngineCache,
+        *,
+        build: Build | None = None,
+        on_engine: Callable[[Version], None] = lambda version: None,
+        on_fallback: Callable[[str, str], None] = lambda engine, reason: None,
+    ) -> None:
+        self._classifier = classifier
+        self._store = store
+        self._cache = cache
+        self._build = build or self._build_from_cache
+        self._on_engine = on_engine
+        self._on_fallback = on_fallback
+        self._judged: dict[tuple[str, str], Evidence] = {}
+        self._offered: queue.Queue[tuple[Frames, Tensor | None]] = queue.Queue(BATCHES_WAITING)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tuner", daemon=True)
+        classifier.accepts = self._accepts
+
+    def start(self) -> None:
+        """Begins beside the work; returns at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread, and a compilation with it."""
+        self._stopping.set()
+        self._cache.stop()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)  # Linux: of this thread alone
+        tuned: str | None = None
+        while not self._stopping.wait(LOOK_EVERY_S):
+            version = self._classifier.version
+            if version is None or version.id == tuned:
+                continue
+            try:
+                self.tune(version)
+                tuned = version.id
+            except _SupersededError:
+                continue
+
+    def tune(self, version: Version) -> None:
+        """Tries what may be faster for this version, in turn; what fails is reported, never raised."""
+        self._judged = {key: evidence for key, evidence in self._judged.items() if key[0] == version.body}
+        for precision in self._candidates(self._serving(version)):
+            name = f"{self._classifier.device.type}-{precision}"
+            try:
+                self._try(version, name, precision)
+            except EngineError as error:
+                self._fall_back(version, name, error.reason, str(error))
+            except (_SupersededError, MemoryError):
+                raise
+            except Exception as error:
+                # Never fatal: what serves goes on.
+                said = str(error) if isinstance(error, ModerationError) else repr(error)
+                self._fall_back(version, name, "build_failed", said)
+            finally:
+                self._classifier.watcher = None
+
+    def _candidates(self, serving: Version) -> tuple[str, ...]:
+        """Precisions to try, slow to fast; none up to one taken over from the version before (see `_accepts`)."""
+        asked, device = self._classifier.precision, self._classifier.device.type
+        if asked == "auto":
+            order: tuple[str, ...] = ("bf16", "int8") if device == "cpu" else ("bf16",)
+        else:
+            order = () if asked == "fp32" else (asked,)
+        names = [f"{device}-{precision}" for precision in order]
+        if isinstance(serving.runner, EagerEngine) or serving.engine not in names:
+            return order
+        return order[names.index(serving.engine) + 1 :]
+
+    def _try(self, version: Version, name: str, precision: str) -> None:
+        self._check_possible(version, precision)
+        engine = self._build(version, precision)
+        if self._classifier.precision != "auto":
+            self._put(version, engine, "as MODERATION_PRECISION asks, whatever a comparison would show")
+            return
+        if not self._faster(engine, self._serving(version).runner, version):
+            raise EngineError("slower", "it is no faster than what serves on this machine")
+        evidence = self._evidence(version, name, precision)
+        reference = self._classifier.reference(version)
+        self._compare_kept(version, engine, reference, evidence)
+        path, rule = self._evidence_path(version, precision), RULES[precision]
+        agreement = evidence.judge(rule, version.head, version.manifest.ban_threshold)
+        evidence.save(path)
+        if agreement.refusal == "too_few_pictures":
+            said = f"compared on {agreement.pictures} pictures of {rule.pictures_min}, the rest from what is judged"
+            self._fall_back(version, name, agreement.refusal, said)
+            agreement = self._compare_live(version, engine, reference, evidence, precision)
+        shown = f"{agreement.flips} of {agreement.clear_pictures} clear labels flipped, {agreement.pictures} pictures"
+        if agreement.refusal is not None:
+            raise EngineError(agreement.refusal, shown)
+        self._put(version, engine, shown)
+
+    def _check_possible(self, version: Version, precision: str) -> None:
+        if precision == "bf16" and not networks.native_bf16(self._classifier.device):
+            raise EngineError("not_native", f"this {self._classifier.device.type} does not multiply bf16 natively")
+        if precision == "int8" and not version.manifest.activation_ranges:
+            raise EngineError("no_ranges", "the version keeps no ranges to scale it by")
+
+    def _build_from_cache(self, version: Version, precision: str) -> Engine:
+        if self._classifier.device.type == "cuda":
+            return self._classifier.eager(version, precision)
+        return self._cache.engine(version.manifest, version.body, precision)
+
+    def _faster(self, engine: Engine, serving: Engine, version: Version) -> bool:
+        crop = version.preprocessing.crop
+        frames = np.random.default_rng(0).integers(0, 256, (TIMED_FRAMES, crop, crop, 3), np.uint8)
+        best: dict[str, float] = {}
+        with torch.inference_mode():
+            for _ in range(1 + TIMED_ROUNDS):  # one more: the first sets up kernels; in turn, so that load hits both
+                for key, timed in (("candidate", engine), ("serving", serving)):
+                    started = time.perf_counter()
+                    timed.features(frames).cpu()
+                    seconds = time.perf_counter() - started
+                    best[key] = min(best.get(key, seconds), seconds)
+                self._check_current(version)
+        logger.info(
+            "%s: %.1f images/s beside %s: %.1f", engine.name, TIMED_FRAMES / best["candidate"],
+            serving.name, TIMED_FRAMES / best["serving"],
+        )  # fmt: skip
+        return best["candidate"] <= FASTER * best["serving"]
+
+    def _evidence(self, version: Version, name: str, precision: str) -> Evidence:
+        key = (version.body, name)
+        if key not in self._judged:
+            width = version.head.weight.shape[1]
+            self._judged[key] = Evidence.load(self._evidence_path(version, precision), width)
+        return self._judged[key]
+
+    def _evidence_path(self, version: Version, precision: str) -> Path:
+        self._cache.check_folder()
+        key = self._cache.key(version.manifest, version.body, precision)
+        return self._cache.folder / f"{key}.{self._classifier.device.type}.evidence.safetensors"
+
+    def _compare_kept(self, version: Version, engine: Engine, reference: Engine, evidence: Evidence) -> None:
+        frames, labels = check_pictures.read(self._store, version.manifest)
+        for start in range(0, len(frames), COMPARED_FRAMES):
+            part = slice(start, start + COMPARED_FRAMES)
+            _compare(engine, reference, evidence, frames[part], None, labels[part])
+            self._check_current(version)
+
+    def _compare_live(
+        self, version: Version, engine: Engine, reference: Engine, evidence: Evidence, precision: str
+    ) -> Agreement:
+        rule, saved = RULES[precision], len(evidence)
+        path = self._evidence_path(version, precision)
+
+        def offer(scored: Version, frames: Frames, features: Tensor) -> None:
+            if scored.body == version.body and not self._offered.full():
+                self._offered.put_nowait((frames, features.cpu() if scored.runner is reference else None))
+
+        while not self._offered.empty():
+            self._offered.get_nowait()
+        self._classifier.watcher = offer
+        while True:
+            self._check_current(version)
+            try:
+                frames, features = self._offered.get(timeout=LOOK_EVERY_S)
+            except queue.Empty:
+                continue
+            _compare(engine, reference, evidence, frames, features, None)
+            agreement = evidence.judge(rule, version.head, version.manifest.ban_threshold)
+            if agreement.refusal != "too_few_pictures" or len(evidence) >= saved + SAVE_EVERY:
+                evidence.save(path)
+                saved = len(evidence)
+            if agreement.refusal != "too_few_pictures":
+                return agreement
+
+    def _accepts(self, engine: Engine, manifest: Manifest, head: Head) -> bool:
+        """Whether the engine in service may serve a version with another last layer: judged anew, on what is kept."""
+        if self._classifier.precision != "auto":
+            return True
+        serving = self._classifier.version
+        precision = engine.name.rpartition("-")[2]
+        evidence = self._judged.get((serving.body, engine.name)) if serving is not None else None
+        if evidence is None or precision not in RULES:
+            return False
+        return evidence.judge(RULES[precision], head, manifest.ban_threshold).refusal is None
+
+    def _put(self, version: Version, engine: Engine, shown: str) -> None:
+        if not self._classifier.use(engine, version.id):
+            raise _SupersededError
+        logger.info("%s: serving with %s now: %s", version.id, engine.name, shown)
+        self._on_engine(self._serving(version))
+
+    def _fall_back(self, version: Version, name: str, reason: str, said: str) -> None:
+        serving = self._classifier.version
+        logger.warning("%s: %s, not %s: %s", version.id, serving.engine if serving else "nothing", name, said)
+        self._on_fallback(name, reason)
+
+    def _serving(self, version: Version) -> Version:
+        serving = self._classifier.version
+        return version if serving is None else serving
+
+    def _check_current(self, version: Version) -> None:
+        serving = self._classifier.version
+        if self._stopping.is_set() or serving is None or serving.id != version.id:
+            raise _SupersededError
+
+
+def _compare(
+    engine: Engine,
+    reference: Engine,
+    evidence: Evidence,
+    frames: Frames,
+    features: Tensor | None,
+    labels: Labels | None,
+) -> None:
+    """Adds what is new among the frames; `features` are the reference's where it has scored them already."""
+    new = evidence.news(frames)
+    if len(new) == 0:
+        return
+    fresh = np.ascontiguousarray(frames[new])
+    with torch.inference_mode():
+        expected = reference.features(fresh).cpu() if features is None else features[torch.from_numpy(new)]
+        given = engine.features(fresh).cpu()
+    evidence.add(fresh, expected.numpy(), given.numpy(), None if labels is None else labels[new])
