@@ -95,7 +95,7 @@ class Driver:
 
     def start_worker(self, app: str | None = None, **settings: str) -> WorkerProcess:
         """One more worker."""
-        return self.place.start_worker(app=app or self.app, forked=True, **{**self.settings, **settings})
+        return self.place.start_worker(app=app or self.app, **{**self.settings, **settings})
 
     def alive(self) -> list[WorkerProcess]:
         """The workers that run the ordinary app and have not ended."""

@@ -25,7 +25,7 @@ def test_a_picture_that_kills_is_given_up_and_its_neighbours_are_judged(place: P
 
     while not judged():
         assert len(place.workers) < WORKERS_MOST, place.workers[-1].log()[-2000:]
-        worker = place.start_worker(app="tests.support.deadly_app", forked=True, takeover_idle_s="2")
+        worker = place.start_worker(app="tests.support.deadly_app", takeover_idle_s="2")
         wait_until(lambda worker=worker: judged() or worker.process.poll() is not None, "all verdicts or a death", 90)
     document = place.client.verdict(deadly)
     assert document is not None

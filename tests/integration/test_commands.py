@@ -151,12 +151,12 @@ def test_the_exporter_needs_no_worker(broker: Broker) -> None:
 
 def test_a_worker_pinned_to_a_gpu_has_its_own_name_and_port(place: Place) -> None:
     """`moderation worker --gpu 3`: node gpu3@host, metrics port base + 3, and no other GPU is visible to it."""
-    base = free_port()
+    port = free_port()
     environment = os.environ | {
         "MODERATION_REDIS_URL": place.broker.url,
         "MODERATION_WEIGHTS_DIR": str(place.weights),
         "MODERATION_CONTENT_URL": f"file://{place.content}/{{content_id}}",
-        "MODERATION_METRICS_PORT": str(base),
+        "MODERATION_METRICS_PORT": str(port - 3),
         "MODERATION_DEVICE": "cpu",
     }
     script = (
@@ -169,7 +169,7 @@ def test_a_worker_pinned_to_a_gpu_has_its_own_name_and_port(place: Place) -> Non
         wait_until(lambda: place.broker.client().keys("moderation:worker:*"), "the worker to announce itself", 90)
         info = place.broker.client().hgetall(place.broker.client().keys("moderation:worker:*")[0])
         assert info[b"node"].startswith(b"gpu3@")
-        with urllib.request.urlopen(f"http://127.0.0.1:{base + 3}/readyz", timeout=10) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=10) as reply:
             assert reply.status == 200
     finally:
         worker.terminate()

@@ -20,7 +20,7 @@ TAKE_UP_S = 5.0
 
 def refusal(place: Place, **settings: str) -> str:
     """Starts a worker that must not start; returns what it says about why."""
-    worker = place.start_worker(**settings)
+    worker = place.start_worker(forked=False, **settings)
     code = worker.process.wait(90)
     log = worker.log()
     assert code == 2, log

@@ -1,7 +1,7 @@
 """`celery worker` processes that need not import torch first: forked from one process that has.
 
 What runs is Celery's own command line, in a process of its own, as `python -m celery` runs it; only the four seconds
-of imports before it are spared, which matters where a test kills a hundred of them. For tests that start many.
+of imports before it are spared, of every test that starts one and of those that kill a hundred.
 """
 
 import multiprocessing

@@ -32,7 +32,7 @@ class Place:
         self.workers: list[WorkerProcess] = []
 
     def start_worker(
-        self, *, app: str = "tests.support.tiny_app", forked: bool = False, **settings: str
+        self, *, app: str = "tests.support.tiny_app", forked: bool = True, **settings: str
     ) -> WorkerProcess:
         """Starts a worker process; `settings` are MODERATION_* variables in lower case. `forked`: see WorkerProcess."""
         worker = WorkerProcess(self.broker, self.weights, self.content, self.folder, app=app, forked=forked, **settings)

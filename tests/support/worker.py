@@ -1,6 +1,8 @@
 """Real processes for tests: a Valkey server that can be killed and restarted, and `celery worker` processes."""
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,11 +22,18 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 90.0
 
 
+# Below the ports that the system gives outgoing connections: one of those took a worker's port while it started.
+_ports = set(range(12_000, 32_000))
+
+
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on loopback that nobody listens on, and that this run of the tests gives nobody else."""
+    while True:
+        port = random.choice(tuple(_ports))
+        _ports.remove(port)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Broker:
@@ -58,7 +67,7 @@ class Broker:
 class WorkerProcess:
     """`celery -A tests.support.tiny_app worker` with nothing else on its command line, as a user runs it.
 
-    With `forked` it comes from a process that has imported everything already, see there.
+    It comes from a process that has imported everything already, see tests/support/forked.py, unless `forked` is False.
     """
 
     def __init__(
@@ -70,7 +79,7 @@ class WorkerProcess:
         *,
         app: str = "tests.support.tiny_app",
         options: tuple[str, ...] = (),
-        forked: bool = False,
+        forked: bool = True,
         **settings: str,
     ) -> None:
         self.app = app

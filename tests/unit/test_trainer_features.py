@@ -173,10 +173,14 @@ def test_a_version_carries_what_faster_engines_need(
     """A range for the input and every layer, and pictures spread over all labels with the labels they have."""
     pictures = [write(tmp_path / f"{i}.png", still(20 * i), label=i // 4) for i in range(12)]
     head = {"1.5.weight": torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), "1.5.bias": torch.zeros(3)}
-    made = engines.prepare(SMALL, state_dict(base, head), pictures, pictures[::2], decoders, Preprocessing(), 1.0)
+    whole = state_dict(base, head)
+    made = engines.prepare(SMALL, whole, pictures, pictures[::2], decoders, Preprocessing(), 1.0, {})
     assert {"input", "0.0", "1", "4"} <= made.ranges.keys()
     assert all(low < high for low, high in made.ranges.values())
     assert made.pictures is not None
     assert made.pictures.bytes == len(made.files["check.safetensors"])
     kept = safetensors.numpy.load(made.files["check.safetensors"])
     assert kept["labels"].tolist() == [0, 0, 1, 1, 2, 2]
+    known = {"input": (-1.0, 2.0)}
+    again = engines.prepare(SMALL, whole, pictures, pictures[::2], decoders, Preprocessing(), 1.0, known)
+    assert again.ranges == known, "what an earlier version measured on the same layers is not measured again"
