@@ -19,6 +19,8 @@ from worker.errors import ContentError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
+# A stop waits so long for the batch in work, whose pictures were given back by then: longer than any batch takes.
+CLOSING_S = 10.0
 # Good batches in a row after which a maximum that was halved for want of memory may grow by half again.
 GROW_AFTER = 200
 
@@ -78,11 +80,16 @@ class Batcher:
         return future
 
     def close(self) -> None:
-        """Ends the thread after the batch in work; what still waits is refused with UnavailableError."""
+        """Ends the thread after the batch in work; what still waits is refused with UnavailableError.
+
+        A batch that does not end is reported to `on_broken`: no thread can be ended from outside.
+        """
         with self._lock:
             self._closed = True
             self._queue.put(None)
-        self._thread.join()
+        self._thread.join(CLOSING_S)
+        if self._thread.is_alive():
+            self._on_broken(UnavailableError(f"the batch in work has not ended {CLOSING_S:g} s after the stop"))
 
     def busy_s(self) -> float:
         """Seconds that the batch in work has taken so far; 0 where there is none."""

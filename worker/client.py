@@ -17,6 +17,8 @@ from worker.verdict import Undecided, Verdict, check_content_id, read
 
 # IDs added in one step of the server's; more makes no difference to speed and holds others up.
 SUBMIT_CHUNK = 250
+# Each waits for the disk, up to a second: the server may be another one, or restarted, at the next.
+DURABLE_CHUNK = 2000
 READ_CHUNK = 500
 WAIT_BLOCK_MS = 1000
 AOF_WAIT_MS = 4000
@@ -76,11 +78,10 @@ class Moderation:
         if not patience_s:
             self._check_room(stream, len(wanted))
         deadline = time.monotonic() + patience_s
-        for start in range(0, len(wanted), SUBMIT_CHUNK):
-            chunk = wanted[start : start + SUBMIT_CHUNK]
+        most = min(DURABLE_CHUNK if durable else SUBMIT_CHUNK, self._intake_max or len(wanted))
+        for start in range(0, len(wanted), most):
             for attempt in itertools.count():
-                # The last one's disk is everyone's: the append-only file is written in order.
-                if self._add(stream, chunk, rescan, durable=durable and start + SUBMIT_CHUNK >= len(wanted)):
+                if self._add(stream, wanted[start : start + most], rescan, durable):
                     break
                 if time.monotonic() >= deadline:
                     raise self._full(stream, start, len(wanted))

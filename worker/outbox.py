@@ -108,7 +108,11 @@ class Outbox:
         error: ModerationError | None = None
         for result in results:
             if isinstance(result, Postponement):
-                self._intake.postpone(result.entry, result.pause_ms, result.now_ms)
+                try:
+                    self._intake.postpone(result.entry, result.pause_ms, result.now_ms)
+                except ModerationError as why:  # the others may be taken all the same
+                    refused.append(result)
+                    error = why
         outcomes = [result for result in results if isinstance(result, Outcome)]
         if outcomes:
             started = time.monotonic()
@@ -121,7 +125,7 @@ class Outbox:
                     self._count(outcome, became)
             self._metrics.stage.labels("publish").observe(time.monotonic() - started)
             _log(outcomes, published)
-        kept = {id(outcome) for outcome in refused}
+        kept = {id(result) for result in refused}
         self._on_done([result.entry for result in results if id(result) not in kept])
         return refused, error
 

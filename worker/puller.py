@@ -26,6 +26,8 @@ FIRST_IN_WORK = 8
 MOST_DEATHS_ALONE = 3
 # How long a suspect waits for the process to be empty before others get another turn.
 SUSPECT_PATIENCE_S = 10.0
+# A fetch should end by its own time limit; after this many of them it never will.
+FETCH_DEADLINES = 3
 RECONNECT_PAUSES_S = (0.1, 0.2, 0.5, 1.0)
 
 
@@ -35,7 +37,8 @@ class Puller:
     Args:
         max_batch: images in a forward pass; at most two batches are in work.
         claim_deadline_s: a picture in work for longer is no longer kept from others.
-        fetch_deadline_s: a fetch that has not ended by then is tried again later.
+        fetch_timeout_s: a fetch that has not ended after three of them is tried again later; after one where nothing
+            else is judged meanwhile.
         takeover_idle_s: how long this process must have been connected before it takes from others.
         on_housekeeping: called about once a second.
     """
@@ -48,7 +51,7 @@ class Puller:
         *,
         max_batch: int,
         claim_deadline_s: float,
-        fetch_deadline_s: float,
+        fetch_timeout_s: float,
         takeover_idle_s: float,
         on_housekeeping: Callable[[], None],
     ) -> None:
@@ -57,7 +60,7 @@ class Puller:
         self._metrics = metrics
         self._max_batch = max_batch
         self._claim_deadline_s = claim_deadline_s
-        self._fetch_deadline_s = fetch_deadline_s
+        self._fetch_timeout_s = fetch_timeout_s
         self._takeover_idle_s = takeover_idle_s
         self._on_housekeeping = on_housekeeping
         self._claimed: list[Entry] = []  # and not handed on yet
@@ -91,13 +94,21 @@ class Puller:
                 break
             with contextlib.suppress(ModerationError):
                 self._intake.refresh(self._held())
+                self._on_housekeeping()
         rest = self._held()
         try:
-            if self._alone is not None:
-                self._intake.unmark_alone(self._alone)
+            self.absolve()
             self._intake.give_back(rest)
         except ModerationError:
             logger.warning("%d claims could not be given back; they are taken over when idle", len(rest))
+
+    def absolve(self) -> None:
+        """Says that whatever ends this process now, the picture judged alone is not its cause.
+
+        Raises UnavailableError.
+        """
+        if self._alone is not None:
+            self._intake.unmark_alone(self._alone)
 
     def _run(self) -> None:
         failures = 0
@@ -190,7 +201,8 @@ class Puller:
 
     def _keep_house(self) -> None:
         self._kept_house = time.monotonic()
-        self._pipeline.leave_overdue(self._fetch_deadline_s, self._claim_deadline_s)
+        patience = FETCH_DEADLINES if self._alone is None else 1  # others wait for the end of what is judged alone
+        self._pipeline.leave_overdue(patience * self._fetch_timeout_s, self._claim_deadline_s)
         self._intake.refresh(self._held())
         self._connected()
         try:

@@ -3,6 +3,7 @@
 The only place that knows every room of the serving side; knows no Celery.
 """
 
+import contextlib
 import logging
 import os
 import secrets
@@ -35,9 +36,6 @@ logger = logging.getLogger(__name__)
 
 # Work that finishes nothing for so long stands still; longer than any stage of one picture may take.
 STANDS_STILL_S = 60.0
-
-# A fetch should end by its own time limit; after this many of them it never will.
-FETCH_DEADLINES = 3
 
 DEVICE_BROKEN_EXIT = 70  # sysexits.h: internal software error
 
@@ -95,7 +93,7 @@ class Service:
         self._on_broken = on_broken
         self._decoder_problem: str | None = None
         self._batcher = Batcher(
-            self._classifier.score, max_images=settings.max_batch, on_batch=self._on_batch, on_broken=on_broken
+            self._classifier.score, max_images=settings.max_batch, on_batch=self._on_batch, on_broken=self._give_up
         )
         self._closers.append(self._batcher.close)
         consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -129,7 +127,7 @@ class Service:
             self.metrics,
             max_batch=settings.max_batch,
             claim_deadline_s=settings.claim_deadline_s,
-            fetch_deadline_s=FETCH_DEADLINES * settings.fetch_timeout_s,
+            fetch_timeout_s=settings.fetch_timeout_s,
             takeover_idle_s=settings.takeover_idle_s,
             on_housekeeping=self._keep_house,
         )
@@ -178,7 +176,7 @@ class Service:
     def _keep_house(self) -> None:
         busy_s, most_s = self._batcher.busy_s(), self._settings.forward_timeout_s
         if busy_s > most_s:
-            self._on_broken(UnavailableError(f"a forward pass has not ended within {most_s:g} s"))
+            self._give_up(UnavailableError(f"a forward pass has not ended within {most_s:g} s"))
         try:
             self._decoders.check()
             self._decoder_problem = None
@@ -187,6 +185,12 @@ class Service:
         version = self._classifier.version
         if version is not None:
             self._presence.announce(version.id, version.engine, len(self._pipeline.in_work()))
+
+    def _give_up(self, error: BaseException) -> None:
+        """The device is broken. What was judged alone on it is not to blame, and must not look as if it had killed."""
+        with contextlib.suppress(ModerationError):
+            self._puller.absolve()
+        self._on_broken(error)
 
     def _on_batch(self, images: int, waits_s: Sequence[float], forward_s: float) -> None:
         self.metrics.batch.observe(images)

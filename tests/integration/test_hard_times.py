@@ -127,6 +127,31 @@ def test_a_device_that_hangs_ends_the_process(place: Place) -> None:
     assert place.broker.client().xlen("moderation:dead-letter") == 0
 
 
+def test_a_device_that_hangs_again_and_again_condemns_nothing(place: Place) -> None:
+    """Five processes in a row end while they judge one picture alone: their device is to blame, not the picture."""
+    content_id = place.add()
+    place.client.submit(content_id)
+    for _ in range(5):
+        hanging = place.start_worker(
+            app="tests.support.hanging_app", forward_timeout_s="1", takeover_idle_s="1"
+        ).wait_ready()
+        assert hanging.process.wait(60) == 70
+    place.start_worker(takeover_idle_s="1").wait_ready()
+    assert place.client.wait(content_id, 60)[content_id].label == "approved"
+    assert place.broker.client().xlen("moderation:dead-letter") == 0
+
+
+def test_a_device_that_hangs_does_not_keep_a_worker_from_stopping(place: Place) -> None:
+    """SIGTERM while a batch never ends: what it held goes back at once, and the process ends by itself."""
+    ids = [place.add() for _ in range(3)]
+    hanging = place.start_worker(app="tests.support.hanging_app", drain_s="1").wait_ready()
+    place.client.submit(ids)
+    wait_until(lambda: place.broker.client().xpending("moderation:uploads", "moderation")["pending"] == 3, "the claims")
+    assert hanging.stop(40) == 70
+    place.start_worker(takeover_idle_s="2").wait_ready()
+    assert {document.label for document in place.client.wait(ids, 60).values()} == {"approved"}
+
+
 def test_a_hung_fetch_does_not_keep_a_worker_from_stopping(place: Place) -> None:
     """SIGTERM while a fetch never ends: its claim goes back, and the process exits 0."""
     os.mkfifo(place.content / "stuck")
@@ -158,3 +183,16 @@ def test_a_draining_worker_keeps_its_claims(place: Place) -> None:
     wait_until(lambda: second.metric("moderation_reclaimed_total") == 1, "the claim to be given back and taken", 60)
     assert time.monotonic() - began >= drain_s - 1, "its claim was taken while it drained"
     assert first.process.wait(30) == 0
+
+
+def test_a_refused_postponement_holds_nobody_back(place: Place) -> None:
+    """Redis takes no retry, for its key is something else: what is judged meanwhile is published all the same."""
+    raw = place.broker.client()
+    raw.set("moderation:retry", "not a sorted set")
+    place.start_worker(not_found_retry_s="1").wait_ready()
+    place.client.submit("missing")
+    for _ in range(3):
+        assert place.judge(place.add(), timeout_s=30).popitem()[1].label == "approved"
+    assert place.client.verdict("missing") is None
+    raw.delete("moderation:retry")
+    assert place.client.wait("missing", 30)["missing"].reasons == ("not_found",)

@@ -98,6 +98,7 @@ class WorkerProcess:
             **{f"MODERATION_{name.upper()}": value for name, value in settings.items()},
         }
         words = ["-A", app, "worker", "-n", f"w{self.metrics_port}@%h", *options]
+        self.log_path.touch()
         self.process: subprocess.Popen[bytes] | ForkedProcess
         if forked:
             self.process = ForkedProcess(words, REPOSITORY, environment, self.log_path)
@@ -124,7 +125,10 @@ class WorkerProcess:
                 raise AssertionError(f"the worker ended with {self.process.returncode}:\n{self.log()[-3000:]}")
             return self.get("/readyz")[0] == 200
 
-        wait_until(ready, f"the worker is ready; it said:\n{self.log()[-3000:]}", START_TIMEOUT_S)
+        try:
+            wait_until(ready, "the worker to be ready", START_TIMEOUT_S)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it said:\n{self.log()[-3000:]}") from None
         return self
 
     def get(self, path: str) -> tuple[int, str]:
