@@ -1,7 +1,8 @@
 """What a version carries so that workers may serve it with something faster than float32.
 
 Frames of test pictures, on which any worker compares its engines; ranges for int8, measured on training pictures; and,
-where this machine multiplies bfloat16 natively, what the comparison shows here. Knows no recipe and no store.
+where this machine multiplies bfloat16 natively, what the comparison shows here. What belongs to the frozen layers is
+taken over from the version before, so that a version stays as small as what was trained. Knows no recipe.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,16 +19,18 @@ from trainer.decoding import decode_all, middle
 from trainer.evaluate import compare_engine
 from trainer.frozen import BATCH_FRAMES
 from worker.decode import DecoderPool
+from worker.errors import WeightsError
 from worker.model import check_pictures, int8
 from worker.model import engine as worker_engines
 from worker.model import network as networks
 from worker.model.engine import EagerEngine
-from worker.model.manifest import BaseRef, EngineCheck, FileRef, Manifest
+from worker.model.manifest import BaseRef, EngineCheck, FileRef
 from worker.model.network import Network
 from worker.model.preprocessing import Preprocessing
+from worker.model.weights import WeightsStore
 
 CHECK_PICTURES: Final = 128
-"""Pictures a version carries at most: enough to see a label flip in one of a hundred, some 2 MB."""
+"""Pictures a version names at most: enough to see a label flip in one of a hundred, some 2 MB."""
 
 CALIBRATION_PICTURES: Final = 64
 """Pictures that int8's ranges are measured on; a few seconds of work."""
@@ -35,12 +38,23 @@ CALIBRATION_PICTURES: Final = 64
 
 @dataclass(frozen=True)
 class ForEngines:
-    """Of a manifest `engines`, `activation_ranges` and `check_pictures`, and the file that the last one names."""
+    """Of a manifest `engines`, `activation_ranges` and `check_pictures`."""
 
     checks: dict[str, EngineCheck]
     ranges: dict[str, tuple[float, float]]
     pictures: FileRef | None
-    files: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What an earlier version has of it already: `ranges`, none if empty; `pictures`, and the frames in them."""
+
+    ranges: dict[str, tuple[float, float]]
+    pictures: FileRef | None
+    frames: Frames
+
+
+NOTHING: Final = Known({}, None, np.zeros((0, 0, 0, 3), np.uint8))
 
 
 def prepare(
@@ -51,37 +65,48 @@ def prepare(
     decoders: DecoderPool,
     preprocessing: Preprocessing,
     temperature: float,
-    ranges: dict[str, tuple[float, float]],
+    store: WeightsStore,
+    known: Known,
 ) -> ForEngines:
-    """All of it for the whole network's `state`; `ranges` are taken over where they are known already. No bf16 is
-    compared where it is only emulated: no figure is recorded that no worker could reproduce at that speed."""
+    """All of it for the whole network's `state`. `known` is taken over, but for check pictures that are fewer than
+    there could be now. No bf16 is compared where it is only emulated: no figure is recorded that no worker could
+    reproduce at that speed."""
+    ranges = known.ranges
     if not ranges:
         body = worker_engines.body_of(network, state, torch.device("cpu"), torch.float32)
         calibrated_on, _ = sample_frames(trained_on, decoders, CALIBRATION_PICTURES)
         ranges = int8.calibrate(body, calibrated_on, preprocessing) if len(calibrated_on) else {}
-    frames, labels = sample_frames(tested_on, decoders, CHECK_PICTURES)
-    if not len(frames):
-        return ForEngines({}, ranges, None, {})
-    content, pictures = check_pictures.encode(frames, labels)
+    pictures, frames = known.pictures, known.frames
+    if pictures is None or len(frames) < min(CHECK_PICTURES, len(tested_on)):
+        frames, labels = sample_frames(tested_on, decoders, CHECK_PICTURES)
+        if not len(frames):
+            return ForEngines({}, ranges, None)
+        pictures = store.add_check_pictures(check_pictures.encode(frames, labels))
     native = [device for device in map(torch.device, ("cpu", "cuda")) if networks.native_bf16(device)]
     checks = {
         f"{device.type}-bf16": check_bf16(network, state, frames, preprocessing, temperature, device)
         for device in native
     }
-    return ForEngines(checks, ranges, pictures, {check_pictures.FILE: content})
+    return ForEngines(checks, ranges, pictures)
 
 
-def known_ranges(
-    champion: Manifest | None, base: BaseRef, preprocessing: Preprocessing
-) -> dict[str, tuple[float, float]]:
-    """The champion's int8 ranges, where they are those of the same frozen layers and preprocessing; else none.
+def known_from(store: WeightsStore, champion: str | None, base: BaseRef, preprocessing: Preprocessing) -> Known:
+    """What the champion has, where it stands on the same base and prepares pictures in the same way; else nothing.
 
-    They are properties of the layers before the last, which versions on one base share: measuring them anew would cost
-    each retraining more than its fit, and take the compiled engine from a worker whose layers did not change.
+    Ranges are properties of the layers before the last, which versions on one base share: measuring them anew would
+    cost each retraining more than its fit, and take the compiled engine from a worker whose layers did not change.
+    Pictures are compared on, not learned from or reported on: the same ones serve every version.
     """
-    if champion is None or champion.base.sha256 != base.sha256 or champion.preprocessing != preprocessing.to_json():
-        return {}
-    return dict(champion.activation_ranges)
+    if champion is None:
+        return NOTHING
+    manifest = store.manifest(champion)
+    if manifest.base.sha256 != base.sha256 or manifest.preprocessing != preprocessing.to_json():
+        return NOTHING
+    ranges = dict(manifest.activation_ranges)
+    try:
+        return Known(ranges, manifest.check_pictures, check_pictures.read(store, manifest)[0])
+    except WeightsError:  # lost or damaged: new ones are stored
+        return Known(ranges, None, NOTHING.frames)
 
 
 def check_bf16(

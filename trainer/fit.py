@@ -119,7 +119,8 @@ def fit(
                 decoders,
                 preprocessing,
                 judged.calibration.temperature,
-                engines.known_ranges(store.manifest(parent) if parent else None, base_ref, preprocessing),
+                store,
+                engines.known_from(store, parent, base_ref, preprocessing),
             )
             draft = ManifestDraft(
                 network=plan.network,
@@ -146,7 +147,7 @@ def fit(
             )
             panels = maps.panels(explained)
             page = assess.report_of(version_id, draft, features, outcomes, champion, decoders, panels)
-        files = {OUTCOMES_FILE: outcomes.to_json(), REPORT_FILE: page, **for_engines.files}
+        files = {OUTCOMES_FILE: outcomes.to_json(), REPORT_FILE: page}
         manifest = store.publish(draft, delta, files)
         role = release.take_its_place(store, manifest.id, by=plan.by)
     accuracy = manifest.metrics["test"]["accuracy"]

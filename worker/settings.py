@@ -68,7 +68,8 @@ class Settings(BaseSettings):
     decoders: int = Field(
         0, ge=0, le=1024,
         description="decoder processes; 0: one for every four cores where the network takes the cores, beside a GPU "
-        "all cores but one; at least one. With several workers on a machine, give each its part",
+        "all cores but one; at least two, so that a slow picture keeps no other waiting. With several workers on a "
+        "machine, give each its part",
     )  # fmt: skip
     decode_timeout_s: PositiveSeconds = Field(8.0, description="a slower picture is undecided, `decode_timeout`")
     decode_memory_mb: int = Field(1536, ge=64, le=2**20, description="memory one decoder may use for a picture")
@@ -144,7 +145,7 @@ class Settings(BaseSettings):
     def decoder_count(self, *, on_gpu: bool = False) -> int:
         """Decoder processes to start: the cores that the network leaves free, or as many as were asked for."""
         usable = cores.usable()
-        return self.decoders or max(1, usable - 1 if on_gpu else usable // 4)
+        return self.decoders or max(2, usable - 1 if on_gpu else usable // 4)
 
     def torch_thread_count(self) -> int:
         """Threads of one forward pass on the CPU."""

@@ -21,6 +21,7 @@ POINT_PATIENCE_S = 150.0
 OFTEN = (
     "claimed, not handed on", "handed on, not fetched", "fetched, not decoded", "decoded, not scored",
     "scored, not published", "half of a batch published", "published, the answer not read",
+    "published, the answer not heeded",
 )  # fmt: skip
 # When no fail point was reached for so long, an ordinary worker dies: some points need claims to take over.
 IMPATIENT_S = 10.0

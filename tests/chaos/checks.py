@@ -5,6 +5,7 @@ Knows no attacks. Each check gives the findings it makes, as sentences; an empty
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import redis
@@ -46,7 +47,9 @@ def check(
     entries: list[Entry],
     intended: set[str],
     taken: set[str],
-    decided: dict[str, str],
+    decided: dict[str, list[str]],
+    unsure: set[str],
+    rewritten: dict[str, str],
     pictures: Pictures,
     versions: Versions,
     server: redis.Redis,
@@ -55,7 +58,9 @@ def check(
 
     Args:
         entries: what the witness saw. intended, taken: what the notebooks say.
-        decided: people's decisions that the server took, by content ID.
+        decided: people's decisions that the server took, in order, by content ID.
+        rewritten: what the bytes now under a content ID deserve, for those that had others before.
+        unsure: content IDs with a decision that it may have taken.
     """
     found = Findings(verdicts=len(entries), bans=sum(entry.ban for entry in entries))
     by_id: dict[str, list[Entry]] = defaultdict(list)
@@ -66,37 +71,46 @@ def check(
     for content_id, history in by_id.items():
         _check_one(content_id, history, found)
     for entry in entries:
-        found.other += _wrong(entry, pictures, versions)
+        found.other += _wrong(entry, decided.keys() | unsure, pictures, versions)
     found.other += _decisions(by_id, decided, server)
+    for content_id, label in rewritten.items():
+        if by_id[content_id] and by_id[content_id][-1].document["label"] != label:
+            found.other.append(f"{content_id} now shows a picture that is {label}: {by_id[content_id][-1].document}")
     found.other += _server(entries, by_id, server)
     return found
 
 
 def _check_one(content_id: str, history: list[Entry], found: Findings) -> None:
-    """One effective verdict at a time: each but the first names the one that it replaces, and only a person may."""
+    """One effective verdict at a time: each but the first names the one that it replaces, which only a person may, and
+    a rescan of other bytes."""
     if [e.document["supersedes"] for e in history] != [None, *(e.document["decided_at"] for e in history[:-1])]:
         found.twice.add(content_id)
-    if any("human" not in entry.document["reasons"] for entry in history[1:]):
+    if not content_id.startswith("x") and any("human" not in entry.document["reasons"] for entry in history[1:]):
         found.twice.add(content_id)
-    # A person who confirms the model's ban makes a verdict of his own; neither may say it a second time.
-    bans = [entry.document["reasons"] for entry in history if entry.ban]
-    if len(bans) > 2 or (len(bans) == 2 and bans != [[], ["human"]]):
+    # A person who confirms the model's ban makes a verdict of his own; neither may say it a second time in a row.
+    said = [(entry.ban, entry.document["reasons"]) for entry in history]
+    # A rescan says nothing where it agrees, so one that bans follows one that does not.
+    if any(before == after and after[0] for before, after in pairwise(said)):
         found.banned_twice.add(content_id)
 
 
-def _wrong(entry: Entry, pictures: Pictures, versions: Versions) -> list[str]:
+def _wrong(entry: Entry, by_people: set[str], pictures: Pictures, versions: Versions) -> list[str]:
     """Whether the document is what its picture deserves by the version that it names."""
     document = entry.document
+    original = entry.content_id.partition("-copy")[0]
     if document["reasons"] == ["human"]:
-        return []
+        return [] if entry.content_id in by_people else [f"nobody decided on {entry.content_id}"]
+    if document["reasons"] == ["known_content"]:
+        return [] if entry.content_id != original and original in by_people else [f"nobody knows {entry.content_id}"]
     if document["status"] != "decided" or document["reasons"]:
         return [f"a healthy picture, {entry.content_id}, is {document['status']}: {document['reasons']}"]
-    means = pictures.means(entry.content_id)
+    means = pictures.means(entry.content_id, document["content_sha256"])
     by = versions.named_by(document["probabilities"], means)
     numbers = versions.numbers.get(document["weights"])
     if by != {document["weights"]} or numbers is None or document["ban_threshold"] != numbers.ban_threshold:
         return [f"{entry.content_id} names {document['weights']} and was judged by {by or 'none that is known'}"]
-    if not entry.content_id.startswith("k") and document["label"] != label_of(entry.content_id):
+    deserved = pictures.labels.get(document["content_sha256"]) or label_of(entry.content_id)
+    if document["label"] != deserved:
         return [f"{entry.content_id} is {document['label']}"]
     if entry.ban != (document["label"] == "risked") or document["ban"] != entry.ban or document["review"]:
         return [f"{entry.content_id} is {document['label']} with ban {entry.ban}, review {document['review']}"]
@@ -106,10 +120,15 @@ def _wrong(entry: Entry, pictures: Pictures, versions: Versions) -> list[str]:
 def _decisions(by_id: dict[str, list[Entry]], decided: dict[str, str], server: redis.Redis) -> list[str]:
     """Each decision of a person took effect once, and stands."""
     said = []
-    for content_id, label in decided.items():
-        human = [entry for entry in by_id[content_id] if entry.document["reasons"] == ["human"]]
-        if len(human) != 1 or by_id[content_id][-1] is not human[0] or human[0].document["label"] != label:
-            said.append(f"the decision on {content_id} took effect {len(human)} times, or does not stand")
+    for content_id, labels in decided.items():
+        took_effect = [entry.document["label"] for entry in by_id[content_id] if "human" in entry.document["reasons"]]
+        # One that comes before the verdict is joined by those after it, and the last of them is what is published.
+        rest = iter(labels)
+        if not all(label in rest for label in took_effect) or len(took_effect) > len(labels):
+            said.append(f"of the decisions {labels} on {content_id} these took effect: {took_effect}")
+        last = by_id[content_id][-1].document if by_id[content_id] else {}
+        if last.get("reasons") != ["human"] or last.get("label") != labels[-1]:
+            said.append(f"the decision on {content_id}, {labels[-1]}, does not stand: {last}")
     pending: Any = server.xpending("moderation:corrections", "moderation")["pending"] if decided else 0
     return said + ([f"{pending} corrections were read and not acknowledged"] if pending else [])
 

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.chaos import checks
-from tests.chaos.load import CelerySender, Feeder, Moderator, Producers, Swapper
+from tests.chaos.load import CelerySender, Feeder, Moderator, Producers, Rewriter, Swapper
 from tests.chaos.record import Notebook, Witness, noted
 from tests.chaos.scene import Pictures, Versions
 from tests.support.place import Place
@@ -78,7 +78,8 @@ class Driver:
         self.swapper = Swapper(self.versions, self.witness, self._fresh_dice("swapper"))
         self.celery = CelerySender(url, self.pictures, self._fresh_dice("celery"), celery_every_s or 0)
         self.producers = Producers(url, self.pictures, folder, self._fresh_dice("producers"))
-        self._actors = [self.swapper, self.moderator, self.feeder]
+        self.rewriter = Rewriter(url, self.pictures, self.witness, notes, self._fresh_dice("rewriter"))
+        self._actors = [self.swapper, self.moderator, self.rewriter, self.feeder]
         if celery_every_s is not None:
             self._actors.insert(0, self.celery)
         self.raw = self.place.broker.client()
@@ -139,8 +140,8 @@ class Driver:
         self.witness.wait_for(lambda: not newest or self.witness.entries[-1].id == newest, 30)
         self.took_s = time.monotonic() - self._began
         return checks.check(
-            list(self.witness.entries), intended | set(self.celery.sent), taken, self.moderator.decided, self.pictures,
-            self.versions, self.raw,
+            list(self.witness.entries), intended | set(self.celery.sent), taken, self.moderator.decided,
+            self.moderator.unsure, self.rewriter.label, self.pictures, self.versions, self.raw,
         )  # fmt: skip
 
     def _finish(self, taken: set[str], timeout_s: float) -> bool:

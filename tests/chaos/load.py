@@ -170,7 +170,8 @@ class CelerySender(Actor):
 
 
 class Moderator(Actor):
-    """Decides on pictures of its own, some before they are judged and some after."""
+    """Decides on pictures of its own, some before they are judged and some after, and on some again; others show the
+    same bytes under another content ID."""
 
     def __init__(self, url: str, pictures: Pictures, notes: Notebook, dice: random.Random) -> None:
         super().__init__(dice)
@@ -178,7 +179,7 @@ class Moderator(Actor):
         self._pictures, self._notes = pictures, notes
         self._numbers = itertools.count()
         self._waiting: list[str] = []
-        self.decided: dict[str, str] = {}
+        self.decided: dict[str, list[str]] = {}
         self.unsure: set[str] = set()
 
     def step(self) -> None:
@@ -190,13 +191,74 @@ class Moderator(Actor):
             self._notes.acknowledged([content_id])
             self._waiting.append(content_id)
         if len(self._waiting) > self.dice.randint(0, 3):
-            chosen, label = self._waiting.pop(0), self.dice.choice(LABELS)
-            try:
-                self._client.correct(chosen, label, by="chaos")
-                self.decided[chosen] = label
-            except UnavailableError:  # it may be in or not; nobody decides a second time
-                self.unsure.add(chosen)
+            self._decide(self._waiting.pop(0))
+        if self.decided and self.dice.random() < 0.2:
+            self._decide(self.dice.choice(list(self.decided)))
+        if self.decided and self.dice.random() < 0.2:  # the same bytes under another name: the decision is theirs, too
+            original = self.dice.choice(list(self.decided))
+            copy = f"{original}-copy{next(self._numbers)}"
+            self._pictures.copy(original, copy)
+            self._notes.intended([copy])
+            if self.insist(lambda: self._client.submit(copy)):
+                self._notes.acknowledged([copy])
         self.ending.wait(0.25)
+
+    def _decide(self, content_id: str) -> None:
+        if content_id in self.unsure:
+            return
+        before = self.decided.get(content_id, [None])[-1]
+        label = self.dice.choice([label for label in LABELS if label != before])
+        try:
+            self._client.correct(content_id, label, by="chaos")
+            self.decided.setdefault(content_id, []).append(label)
+        except UnavailableError:  # it may be in or not; nobody decides on it a second time
+            self.decided.pop(content_id, None)
+            self.unsure.add(content_id)
+
+    def end(self) -> None:
+        """Also closes its connection."""
+        super().end()
+        self._client.close()
+
+
+class Rewriter(Actor):
+    """Puts other bytes in the place of those that were judged, and asks for a rescan: the label must follow them."""
+
+    def __init__(self, url: str, pictures: Pictures, witness: Witness, notes: Notebook, dice: random.Random) -> None:
+        super().__init__(dice)
+        self._client = Moderation(url)
+        self._pictures, self._witness, self._notes = pictures, witness, notes
+        self._numbers = itertools.count()
+        self.label: dict[str, str] = {}
+        self.rewritten = 0
+
+    def step(self) -> None:
+        """A new one, or another label for one that was judged."""
+        judged = [content_id for content_id in self.label if content_id in self._witness.judged]
+        if judged and self.dice.random() < 0.7:
+            content_id = self.dice.choice(judged)
+            label = self.dice.choice([label for label in LABELS if label != self.label[content_id]])
+            self.rewritten += 1
+        else:
+            content_id, label = f"x{next(self._numbers)}", self.dice.choice(LABELS)
+        first = content_id not in self.label
+        self._pictures.draw(content_id, label)
+        self.label[content_id] = label
+        if first:
+            self._notes.intended([content_id])
+        # Whatever becomes of the end of this run: bytes that were put there are asked about.
+        while not self._submitted(content_id, rescan=not first):
+            threading.Event().wait(PAUSE_S)
+        if first:
+            self._notes.acknowledged([content_id])
+        self.ending.wait(0.25)
+
+    def _submitted(self, content_id: str, *, rescan: bool) -> bool:
+        try:
+            self._client.submit(content_id, rescan=rescan)
+        except UnavailableError:
+            return False
+        return True
 
     def end(self) -> None:
         """Also closes its connection."""

@@ -51,7 +51,8 @@ def keep(part: str, driver: Driver, findings: Findings, **more: Any) -> None:
         "again": driver.feeder.again,
         "rescans": driver.feeder.rescans,
         "late": driver.feeder.late,
-        "corrections": len(driver.moderator.decided),
+        "corrections": sum(map(len, driver.moderator.decided.values())),
+        "rewritten": driver.rewriter.rewritten,
         "swaps": driver.swapper.swaps,
         "orphaned": driver.orphaned,
         "messages": driver.celery.messages,
@@ -93,6 +94,7 @@ def _totals(parts: dict[str, Any]) -> list[str]:
     columns = {
         "seconds": "seconds", "effective verdicts": "verdicts", "bans": "bans", "submitted again": "again",
         "rescans": "rescans", "pictures that came late": "late", "people's decisions": "corrections",
+        "rescans of other bytes": "rewritten",
         "champion swaps": "swaps", "claims left by the dead": "orphaned", "**lost**": "lost",
         "**two effective verdicts**": "twice", "**banned twice**": "banned_twice", "**other findings**": "other",
     }  # fmt: skip

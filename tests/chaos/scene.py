@@ -5,6 +5,9 @@ softmax(sharpness x that colour's normalised mean), and each version has a sharp
 So what a verdict should say follows from its content ID and the version that it names, and from no other version.
 """
 
+import hashlib
+import io
+import itertools
 import math
 import os
 from dataclasses import dataclass
@@ -36,8 +39,12 @@ class Pictures:
 
     def __init__(self, folder: Path, content: Path) -> None:
         self.pool = folder / "pool"
+        self._drawn = folder / "drawn"
         self.pool.mkdir()
+        self._drawn.mkdir()
         self.content = content
+        self.labels: dict[str, str] = {}  # of what was drawn, by its digest
+        self._numbers = itertools.count()
         for number in range(POOL):
             (self.pool / f"{number:02}").write_bytes(_shade(LABELS[number % 3], number))
 
@@ -46,15 +53,24 @@ class Pictures:
         os.link(self.pool / content_id.rpartition("-p")[2], self.content / content_id)
 
     def draw(self, content_id: str, label: str) -> None:
-        """Puts bytes there that no other ID has."""
-        name = PngInfo()
-        name.add_text("Title", content_id)
-        Image.new("RGB", SIZE, COLOURS[label]).save(self.content / content_id, "PNG", pnginfo=name)
+        """Puts bytes there, in one step, that no other ID has and that this one never had."""
+        name, buffer = PngInfo(), io.BytesIO()
+        name.add_text("Title", f"{content_id} {next(self._numbers)}")
+        Image.new("RGB", SIZE, COLOURS[label]).save(buffer, "PNG", pnginfo=name)
+        drawn = self._drawn / hashlib.sha256(buffer.getvalue()).hexdigest()
+        drawn.write_bytes(buffer.getvalue())
+        self.labels[drawn.name] = label
+        fresh = self._drawn / f"{content_id}.new"
+        os.link(drawn, fresh)
+        os.replace(fresh, self.content / content_id)
 
-    def means(self, content_id: str) -> tuple[float, ...]:
-        """The normalised mean of each channel, as the network sees it."""
-        name = content_id.rpartition("-p")[2]
-        return _means(self.pool / name if (self.pool / name).exists() else self.content / content_id)
+    def copy(self, content_id: str, other: str) -> None:
+        """The same bytes under another content ID."""
+        os.link(self.content / content_id, self.content / other)
+
+    def means(self, content_id: str, sha256: str) -> tuple[float, ...]:
+        """The normalised mean of each channel, as the network sees it: of a pool ID's picture, else of these bytes."""
+        return _means(self._drawn / sha256 if sha256 in self.labels else self.pool / content_id.rpartition("-p")[2])
 
 
 def label_of(content_id: str) -> str:

@@ -58,6 +58,7 @@ def test_processes_die(tmp_path: Path, _table: None) -> None:
         findings = driver.settle()
         results.keep("processes", driver, findings)
         check(driver, findings)
+        assert driver.swapper.swaps >= 100
         assert driver.orphaned > 0, "no kill hit a worker that held claims: this shows nothing"
 
 

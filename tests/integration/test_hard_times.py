@@ -3,9 +3,11 @@
 import json
 import os
 import time
+from pathlib import Path
 
 from celery import Celery
 
+from tests.support.pictures import picture
 from tests.support.place import Place
 from tests.support.waiting import wait_until
 
@@ -196,3 +198,49 @@ def test_a_refused_postponement_holds_nobody_back(place: Place) -> None:
     assert place.client.verdict("missing") is None
     raw.delete("moderation:retry")
     assert place.client.wait("missing", 30)["missing"].reasons == ("not_found",)
+
+
+def test_pauses_between_attempts_grow(place: Place) -> None:
+    """One second, two, four: a store that is down for an hour is not asked for each picture every second."""
+    place.start_worker(not_found_retry_s="600").wait_ready()
+    place.client.submit("missing")
+    raw = place.broker.client()
+    due: dict[int, float] = {}
+
+    def third_attempt_waits() -> bool:
+        for member, score in raw.zrange("moderation:retry", 0, -1, withscores=True):
+            due[json.loads(member)["attempt"]] = score
+        return 4 in due
+
+    wait_until(third_attempt_waits, "four attempts", 60)
+    pauses = [due[attempt + 1] - due[attempt] for attempt in (1, 2, 3)]
+    assert pauses[0] >= 2000 and pauses[1] >= 4000 and pauses[2] >= 8000, pauses
+
+
+def test_a_slow_picture_keeps_no_other_waiting(place: Place) -> None:
+    """60 megapixels take a decoder for seconds; what was submitted behind it is judged meanwhile, not after it."""
+    slow = place.add(picture("risked", "PNG", (7740, 7740), compress_level=1))
+    others = [place.add() for _ in range(100)]
+    worker = place.start_worker().wait_ready()
+    place.judge(place.add())
+    place.client.submit(slow)
+    place.client.submit(others)
+    found = place.client.wait([slow, *others], 60)
+    assert found[slow].label == "risked"
+    order = [content_id for content_id in place.entries() if content_id in found]
+    behind = len(others) - order.index(slow)
+    assert worker.metric("moderation_stage_seconds_count", stage="decode") >= 101
+    assert behind == 0, f"{behind} of {len(others)} waited for the slow picture"
+
+
+def test_metrics_are_bound_to_loopback(place: Place) -> None:
+    """Nothing on another address of this machine answers."""
+    worker = place.start_worker().wait_ready()
+    port = f"{worker.metrics_port:04X}"
+    listening = [
+        line.split()[1]
+        for family in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{family}").read_text().splitlines()[1:]
+        if line.split()[1].endswith(f":{port}") and line.split()[3] == "0A"
+    ]
+    assert listening == [f"0100007F:{port}"]

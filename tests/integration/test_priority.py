@@ -24,8 +24,10 @@ def test_an_upload_waits_for_one_batch_of_backfill_at_most(place: Place) -> None
     between = []
     for _ in range(UPLOADS):
         upload = place.add(data)
-        before = raw.xinfo_stream("moderation:verdicts")["entries-added"]
-        place.client.submit(upload)
+        with raw.pipeline(transaction=True) as at_once:  # what is published between the two would be counted as well
+            at_once.xinfo_stream("moderation:verdicts")
+            at_once.xadd("moderation:uploads", {"content_id": upload})
+            before = at_once.execute()[0]["entries-added"]
         place.client.wait(upload, 30)
         numbers = count(1)
         [mine] = [

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import redis
+
 from tests.support.tiny_app import app
-from worker import corrections
+from worker import bus, corrections
 from worker.batcher import Batcher
 from worker.classifier import Classifier
 from worker.decode import DecoderPool
@@ -46,6 +48,11 @@ def _several(arguments: Any, result: Any) -> bool:
     return len(arguments[1]) > 1
 
 
+def _publishing(arguments: Any, result: Any) -> bool:
+    """EVALSHA, digest, number of keys, and the first key: only the publish script's is the verdict stream."""
+    return arguments[1] == "EVALSHA" and arguments[4] == bus.VERDICTS
+
+
 def _swapped(arguments: Any, result: Any) -> bool:
     return getattr(arguments[0], "_served_before", False)
 
@@ -71,7 +78,8 @@ POINTS = {
     "decoded, not scored": Point(Batcher, "submit", "before"),
     "scored, not published": Point(Publisher, "publish", "before"),
     "half of a batch published": Point(Publisher, "publish", "halfway", _several),
-    "published, the answer not read": Point(Publisher, "publish", "after"),
+    "published, the answer not read": Point(redis.connection.Connection, "send_command", "after", _publishing),
+    "published, the answer not heeded": Point(Publisher, "publish", "after"),
     "to be put aside": Point(Intake, "postpone", "before"),
     "put aside": Point(Intake, "postpone", "after"),
     "woken": Point(Intake, "wake_due", "after", _something),

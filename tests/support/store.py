@@ -57,7 +57,7 @@ def publish_colours(
         state["classifier.3.weight"][label, channel + 3] = -sharpness
     head = TINY.head_names()
     base = store.add_base({name: t for name, t in state.items() if name not in head}, "made by hand")
-    content, pictures = check_pictures.encode(*check) if check else (b"", None)
+    pictures = store.add_check_pictures(check_pictures.encode(*check)) if check else None
     body = body_of(TINY, state, torch.device("cpu"), torch.float32)
     seen = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), np.uint8)
     draft = ManifestDraft(
@@ -72,8 +72,7 @@ def publish_colours(
         metrics={"test": {"accuracy": 1.0}, **(metrics or {})},
         provenance={"by": "tests", "torch": torch.__version__},
     )
-    files = {check_pictures.FILE: content} if check else {}
-    version_id = store.publish(draft, {name: state[name] for name in head}, files).id
+    version_id = store.publish(draft, {name: state[name] for name in head}).id
     if promote:
         store.promote(version_id, by="tests", why="the first")
     return version_id

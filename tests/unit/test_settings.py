@@ -134,8 +134,8 @@ def test_settings_are_frozen() -> None:
 
 
 def test_there_is_always_a_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """0 decoders means as many as fit the machine, and at least one."""
-    assert settings.load().decoder_count() >= 1
+    """0 decoders means as many as fit the machine, and at least two."""
+    assert settings.load().decoder_count() >= 2
     monkeypatch.setenv("MODERATION_DECODERS", "5")
     assert settings.load().decoder_count() == 5
 
@@ -155,7 +155,7 @@ def test_cores_are_those_that_the_container_is_given(tmp_path: Path, limit: str 
 
 def test_beside_a_gpu_the_cores_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     """The network leaves them free; what was asked for stands on both."""
-    assert settings.load().decoder_count(on_gpu=True) == max(1, usable() - 1)
+    assert settings.load().decoder_count(on_gpu=True) == max(2, usable() - 1)
     monkeypatch.setenv("MODERATION_DECODERS", "3")
     assert settings.load().decoder_count(on_gpu=True) == settings.load().decoder_count() == 3
 

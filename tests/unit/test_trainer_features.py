@@ -23,7 +23,7 @@ from worker.errors import WeightsError
 from worker.model import network as networks
 from worker.model.network import Network
 from worker.model.preprocessing import DecodeLimits, Preprocessing
-from worker.model.weights import state_dict
+from worker.model.weights import WeightsStore, state_dict
 
 
 def build() -> nn.Module:
@@ -167,20 +167,29 @@ def test_engines_are_compared_on_readable_pictures_alone(tmp_path: Path, decoder
     assert len(engines.sample_frames(pictures[1:], decoders, 5)[0]) == 0
 
 
-def test_a_version_carries_what_faster_engines_need(
+def test_a_version_names_what_faster_engines_need(
     tmp_path: Path, base: dict[str, torch.Tensor], decoders: DecoderPool
 ) -> None:
     """A range for the input and every layer, and pictures spread over all labels with the labels they have."""
+    store = WeightsStore(tmp_path / "weights")
     pictures = [write(tmp_path / f"{i}.png", still(20 * i), label=i // 4) for i in range(12)]
     head = {"1.5.weight": torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), "1.5.bias": torch.zeros(3)}
     whole = state_dict(base, head)
-    made = engines.prepare(SMALL, whole, pictures, pictures[::2], decoders, Preprocessing(), 1.0, {})
+
+    def prepare(tested_on: list[Picture], known: engines.Known = engines.NOTHING) -> engines.ForEngines:
+        return engines.prepare(SMALL, whole, pictures, tested_on, decoders, Preprocessing(), 1.0, store, known)
+
+    made = prepare(pictures[::2])
     assert {"input", "0.0", "1", "4"} <= made.ranges.keys()
     assert all(low < high for low, high in made.ranges.values())
     assert made.pictures is not None
-    assert made.pictures.bytes == len(made.files["check.safetensors"])
-    kept = safetensors.numpy.load(made.files["check.safetensors"])
+    kept = safetensors.numpy.load(store.read_check_pictures(made.pictures))
     assert kept["labels"].tolist() == [0, 0, 1, 1, 2, 2]
-    known = {"input": (-1.0, 2.0)}
-    again = engines.prepare(SMALL, whole, pictures, pictures[::2], decoders, Preprocessing(), 1.0, known)
-    assert again.ranges == known, "what an earlier version measured on the same layers is not measured again"
+
+    known = engines.Known({"input": (-1.0, 2.0)}, made.pictures, np.zeros((6, 224, 224, 3), np.uint8))
+    again = prepare(pictures[1::2], known)
+    assert again.ranges == known.ranges, "what an earlier version measured on the same layers is not measured again"
+    assert again.pictures == made.pictures, "nor are other pictures stored"
+    more = prepare(pictures, known)
+    assert more.pictures != made.pictures, "unless there are more of them now"
+    assert len(list((store.root / "check").iterdir())) == 2

@@ -295,11 +295,14 @@ def test_check_pictures_are_those_that_were_published(tmp_path: Path) -> None:
     frames, labels = check_pictures.read(bench.store, manifest)
     assert np.abs(frames.astype(int) - bench.check[0]).mean() < 3
     assert (labels == bench.check[1]).all()
-    path = bench.store.root / "versions" / bench.first / check_pictures.FILE
+    (path,) = (bench.store.root / "check").iterdir()
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(bytes(content))
-    with pytest.raises(WeightsError, match="copy the version again"):
+    with pytest.raises(WeightsError, match="is not the file that was published"):
+        check_pictures.read(bench.store, manifest)
+    path.write_bytes(content[:-1])
+    with pytest.raises(WeightsError, match="copy it into the store again"):
         check_pictures.read(bench.store, manifest)
 
 

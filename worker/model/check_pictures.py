@@ -1,10 +1,9 @@
-"""The pictures that a version carries so that any worker can compare its engines with fp32 on its own processor.
+"""The pictures that a version names so that any worker can compare its engines with fp32 on its own processor.
 
-Frames and labels to one safetensors file and back: JPEGs of the frames as the network sees them, about 15 KB a picture.
-Both engines see what comes out of the JPEG, so that its losses are nobody's advantage.
+Frames and labels to the content of one safetensors file and back: JPEGs of the frames as the network sees them, about
+15 KB a picture. Both engines see what comes out of the JPEG, so that its losses are nobody's advantage.
 """
 
-import hashlib
 import io
 from typing import Final
 
@@ -16,29 +15,27 @@ from PIL import Image
 from worker.errors import WeightsError
 from worker.model.agreement import Labels
 from worker.model.engine import Frames
-from worker.model.manifest import FileRef, Manifest
+from worker.model.manifest import Manifest
 from worker.model.weights import WeightsStore
 
-FILE: Final = "check.safetensors"
-FILE_MAX_BYTES: Final = 64 * 2**20
 JPEG_QUALITY: Final = 92
 
 
-def encode(frames: Frames, labels: Labels) -> tuple[bytes, FileRef]:
-    """The file of uint8 frames [N, crop, crop, 3], one a picture, and their labels [N]; and what names it."""
+def encode(frames: Frames, labels: Labels) -> bytes:
+    """uint8 frames [N, crop, crop, 3], one a picture, and their labels [N], as `WeightsStore.add_check_pictures` keeps
+    them."""
     jpegs = [_jpeg(frame) for frame in frames]
-    content = safetensors.numpy.save(
+    return safetensors.numpy.save(
         {
             "labels": labels.astype(np.int64),
             "ends": np.cumsum([len(jpeg) for jpeg in jpegs]).astype(np.int64),
             "jpegs": np.frombuffer(b"".join(jpegs), np.uint8),
         }
     )
-    return content, FileRef(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
 
 
 def read(store: WeightsStore, manifest: Manifest) -> tuple[Frames, Labels]:
-    """The check pictures of a version: uint8 [N, crop, crop, 3] and labels [N]; N is 0 where it carries none.
+    """The check pictures of a version: uint8 [N, crop, crop, 3] and labels [N]; N is 0 where it names none.
 
     Raises WeightsError where the file is not the one that the manifest names.
     """
@@ -46,17 +43,14 @@ def read(store: WeightsStore, manifest: Manifest) -> tuple[Frames, Labels]:
     kept = manifest.check_pictures
     if kept is None:
         return np.zeros((0, crop, crop, 3), np.uint8), np.zeros(0, np.int64)
-    content = store.read_extra(manifest.id, FILE, FILE_MAX_BYTES)
-    if content is None or hashlib.sha256(content).hexdigest() != kept.sha256:
-        raise WeightsError(f"{FILE} of {manifest.id} is not the file that was published: copy the version again")
     try:
-        tensors = safetensors.numpy.load(content)
+        tensors = safetensors.numpy.load(store.read_check_pictures(kept))
         ends, jpegs = tensors["ends"].tolist(), tensors["jpegs"].tobytes()
         starts = [0, *ends[:-1]]
         frames = [_frame(jpegs[start:end], crop) for start, end in zip(starts, ends, strict=True)]
         return np.stack(frames), tensors["labels"].astype(np.int64)
     except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
-        raise WeightsError(f"{FILE} of {manifest.id} holds no pictures ({error}): fit the version again") from error
+        raise WeightsError(f"the check pictures of {manifest.id} are none ({error}): fit the version again") from error
 
 
 def _jpeg(frame: Frames) -> bytes:

@@ -47,7 +47,7 @@ class DeltaRef(_Frozen):
 
 
 class FileRef(_Frozen):
-    """A file beside the manifest: its SHA-256 and length in bytes."""
+    """A file of the store: its SHA-256 and length in bytes."""
 
     sha256: Sha256
     bytes: Count

@@ -1,6 +1,7 @@
 """The weights store: a folder of frozen bases and immutable versions, and which version is in service.
 
     base/<sha256>.safetensors    versions/<id>/{manifest.json, delta.safetensors, ...}
+    check/<sha256>.safetensors   pictures to compare engines on, shared by the versions on a base
     champion, challenger         one line each: a version id
     history.jsonl                one line for each promotion and rollback
 
@@ -27,10 +28,12 @@ from worker.model import history as histories
 from worker.model import manifest as manifests
 from worker.model import network as networks
 from worker.model.history import HistoryEntry
-from worker.model.manifest import BaseRef, DeltaRef, Manifest, ManifestDraft
+from worker.model.manifest import BaseRef, DeltaRef, FileRef, Manifest, ManifestDraft
 
 MANIFEST_MAX_BYTES: Final = 4 * 1024 * 1024
 """No manifest comes near it; a larger one is refused before it is parsed."""
+
+CHECK_MAX_BYTES: Final = 64 * 2**20
 
 _EXTRA_FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", re.ASCII)
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -118,6 +121,17 @@ class WeightsStore:
                 os.replace(temporary, folder / f"{sha256}.safetensors")
             stored.sync_folder(folder)
         return base
+
+    def add_check_pictures(self, content: bytes) -> FileRef:
+        """Stores what `check_pictures.encode` made, once however many versions name it."""
+        sha256 = hashlib.sha256(content).hexdigest()
+        with stored.usable(self.root):
+            stored.replace(stored.folder_inside(self.root, "check") / f"{sha256}.safetensors", content)
+        return FileRef(sha256=sha256, bytes=len(content))
+
+    def read_check_pictures(self, kept: FileRef) -> bytes:
+        """The file that a manifest names. WeightsError unless length and SHA-256 agree."""
+        return self._read(f"check/{kept.sha256}.safetensors", kept.sha256, min(kept.bytes, CHECK_MAX_BYTES))
 
     def publish(
         self, draft: ManifestDraft, delta: Mapping[str, Tensor], files: Mapping[str, bytes] | None = None
@@ -238,14 +252,18 @@ class WeightsStore:
         return version_id
 
     def _tensors(self, relative: str, sha256: str, bytes_: int) -> dict[str, Tensor]:
-        with stored.open_inside(self.root, relative, length=bytes_) as file:
-            content = file.read(bytes_)
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise _changed(relative)
+        content = self._read(relative, sha256, bytes_)
         try:
             return safetensors.torch.load(content)
         except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
             raise WeightsError(f"{relative} is no safetensors file: copy it into the store again") from error
+
+    def _read(self, relative: str, sha256: str, bytes_: int) -> bytes:
+        with stored.open_inside(self.root, relative, length=bytes_) as file:
+            content = file.read(bytes_)
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise _changed(relative)
+        return content
 
     def _check_base(self, base: BaseRef) -> None:
         relative = _base_path(base.sha256)
