@@ -211,6 +211,9 @@ def _check_free(folder: Path) -> None:
         return
     if os.path.lexists(folder):
         raise _taken(folder)
+    standing = next(parent for parent in folder.absolute().parents if os.path.lexists(parent))
+    if not standing.is_dir() or not os.access(standing, os.W_OK | os.X_OK):
+        raise UsageError(f"Nothing can be written into {str(standing)!r}: name another folder with --out.")
 
 
 def _taken(folder: Path) -> UsageError:

@@ -190,6 +190,10 @@ def test_evaluate_prints_the_figures_of_a_stored_version_and_writes_a_page(
     assert page.read_bytes().startswith(b"<!doctype html>")
     assert run(["evaluate", first, "--test", str(tmp_path / "none"), "--weights", str(weights)]) == 4
     assert one_sentence(capsys.readouterr().err)
+    arguments[4] = str(tmp_path / "none" / "page.html")
+    assert run(["evaluate", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert one_sentence(said) and "--report" in said and "cache" not in said, "found out before the work"
 
 
 def test_the_store_is_the_one_the_settings_name(

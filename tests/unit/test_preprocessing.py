@@ -52,6 +52,7 @@ def centre(data: bytes) -> tuple[int, ...]:
 def refused(data: bytes, limits: DecodeLimits = LIMITS) -> str:
     with pytest.raises(ContentError) as caught:
         decode(data, PREPROCESSING, limits)
+    assert " object at 0x" not in caught.value.detail
     return caught.value.reason
 
 

@@ -280,6 +280,16 @@ def test_wrong_usage_is_one_sentence_and_writes_nothing(
     assert heard.out == "" and not (tmp_path / "out").exists()
 
 
+def test_a_place_that_cannot_hold_the_folder_is_told_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(tmp_path / "in")
+    (tmp_path / "file").write_bytes(b"")
+    assert run(["cluster", "--pictures", str(tmp_path / "in"), "--out", str(tmp_path / "file" / "out")]) == 2
+    heard = capsys.readouterr().err
+    assert one_sentence(heard) and "--out" in heard
+
+
 def no_names(folder: Path) -> None:
     """names.toml as cluster wrote it: no label in it."""
 

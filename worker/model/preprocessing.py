@@ -124,7 +124,9 @@ def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> D
     except Exception as error:
         # Every Exception: what Pillow raises for broken files is neither documented nor one family, and a
         # picture must not be able to end more than its own verdict.
-        raise ContentError(_reason(error, data), f"{type(error).__name__}: {error}"[:500]) from error
+        # Pillow's own sentence names an object in memory.
+        said = "no picture in it" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise ContentError(_reason(error, data), f"{type(error).__name__}: {said}"[:500]) from error
 
 
 def frames_to_judge(durations_ms: Sequence[float], most: int) -> list[int]:
