@@ -6,6 +6,7 @@ Parts may be run one by one; the table says when each of them was.
 import json
 import os
 import platform
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,29 @@ def keep(part: str, driver: Driver, findings: Findings, **more: Any) -> None:
     TABLE.write_text(table())
 
 
+def totals() -> dict[str, int]:
+    """Over all parts but the control: workers killed, servers restarted, champions swapped, and IDs lost or doubled."""
+    _, attacked = _parts()
+    attacks = Counter[str]()
+    for part in attacked.values():
+        attacks.update(part["attacks"])
+    counted = {key: sum(part[key] for part in attacked.values()) for key in ("swaps", "lost", "twice")}
+    restarts = sum(count for name, count in attacks.items() if name.endswith("of the server, restart"))
+    return {"kills": sum(count for name, count in attacks.items() if _kills(name)), "restarts": restarts, **counted}
+
+
+def _parts() -> tuple[dict[str, Any], dict[str, Any]]:
+    parts = {path.stem: json.loads(path.read_text()) for path in sorted(PARTS.glob("*.json"))}
+    return parts, {name: part for name, part in parts.items() if "control" not in part}
+
+
+def _kills(attack: str) -> bool:
+    return attack.startswith(("SIGKILL of a worker", "killed at: ")) and "producer" not in attack
+
+
 def table() -> str:
     """All parts as Markdown."""
-    parts = {path.stem: json.loads(path.read_text()) for path in sorted(PARTS.glob("*.json"))}
-    attacked = {name: part for name, part in parts.items() if "control" not in part}
+    parts, attacked = _parts()
     return "\n".join(
         [HEAD, _machine(parts), "", *_totals(attacked), "", *_attacks(attacked), "", *_resumptions(attacked), "",
          *_by_name(attacked), "", *_control(parts)]
@@ -111,7 +131,7 @@ def _attacks(parts: dict[str, Any]) -> list[str]:
     kills = 0
     for name in names:
         counts = [part["attacks"].get(name, 0) for part in parts.values()]
-        kills += sum(counts) * (name.startswith(("SIGKILL of a worker", "killed at: ")) and "producer" not in name)
+        kills += sum(counts) * _kills(name)
         rows.append(f"| {name} | {' | '.join(str(count or '') for count in counts)} | {sum(counts)} |")
     return [*rows, f"| **SIGKILLs of workers** | {'| ' * len(parts)}**{kills}** |"]
 
