@@ -4,10 +4,12 @@ Frames go in, each picture's own probabilities come out. Knows no IDs, Redis, to
 never takes its batch along: a batch that fails is split until the bad one is alone.
 """
 
+import contextlib
 import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -32,11 +34,22 @@ class _Waiting:
     since: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A batch since `started`; `scores` waits for the device, or is None where nothing was handed to it yet."""
+
+    batch: list[_Waiting]
+    started: float
+    scores: Callable[[], Scores] | None
+
+
 class Batcher:
     """One thread that owns the device.
 
     Args:
         score: uint8 frames [n, crop, crop, 3] to `Scores`, such as `Classifier.score`.
+        begin: the same in two steps: hands the frames on, and returns what waits for their scores.
+        in_flight: batches that are begun before the first is waited for; with 1 `begin` is not used.
         max_images: images in one forward pass. A picture with more frames is scored in several.
         on_batch: told (images, seconds of each picture's wait, seconds of the forward pass).
         on_broken: called once when even a blank image cannot be scored: the device is broken, not the pictures.
@@ -46,11 +59,15 @@ class Batcher:
         self,
         score: Callable[[Frames], Scores],
         *,
+        begin: Callable[[Frames], Callable[[], Scores]] | None = None,
+        in_flight: int = 1,
         max_images: int,
         on_batch: Callable[[int, Sequence[float], float], None] = lambda images, waits, forward: None,
         on_broken: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self._score = score
+        self._begin_score = begin if in_flight > 1 else None
+        self._in_flight = in_flight
         self._most = max_images
         self._max_images = max_images
         self._good = 0
@@ -97,18 +114,49 @@ class Batcher:
         return 0.0 if since is None else time.monotonic() - since
 
     def _run(self) -> None:
-        while (batch := self._gather()) is not None:
-            self._busy_since = started = time.monotonic()
-            self._score_all([waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()])
-            self._busy_since = None
-            seconds = time.monotonic() - started
-            self._on_batch(
-                sum(len(waiting.frames) for waiting in batch), [started - waiting.since for waiting in batch], seconds
-            )
+        begun: deque[_Begun] = deque()
+        while (batch := self._gather(wait=not begun)) is not None:
+            if batch:
+                started = time.monotonic()
+                self._busy_since = self._busy_since or started
+                begun.append(self._begin(batch, started))
+            if len(begun) >= self._in_flight or not batch:
+                self._finish(begun.popleft())
+                self._busy_since = begun[0].started if begun else None
+        for last in begun:
+            self._finish(last)
+        self._busy_since = None
 
-    def _gather(self) -> list[_Waiting] | None:
-        """Everything that waits, up to the maximum; blocks for the first. None when closed and empty."""
-        first = self._held or self._queue.get()
+    def _begin(self, batch: list[_Waiting], started: float) -> _Begun:
+        """Hands a batch to the device where that needs no care; what fails here is tried again, with care."""
+        batch = [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
+        scores = None
+        images = sum(len(waiting.frames) for waiting in batch)
+        if self._begin_score and 0 < images <= self._max_images and not (self._broken or self._closed):
+            with contextlib.suppress(Exception):
+                scores = self._begin_score(np.concatenate([waiting.frames for waiting in batch]))
+        return _Begun(batch, started, scores)
+
+    def _finish(self, begun: _Begun) -> None:
+        batch, scores = begun.batch, None
+        if begun.scores is not None:
+            with contextlib.suppress(Exception):
+                scores = begun.scores()
+        if scores is not None:
+            self._grow()
+            _deal_out(batch, scores)
+        else:
+            self._score_all(batch)
+        seconds = time.monotonic() - begun.started
+        images = sum(len(waiting.frames) for waiting in batch)
+        self._on_batch(images, [begun.started - waiting.since for waiting in batch], seconds)
+
+    def _gather(self, *, wait: bool) -> list[_Waiting] | None:
+        """Everything that waits, up to the maximum; blocks for the first, or is empty. None when closed and empty."""
+        try:
+            first = self._held or self._queue.get(block=wait)
+        except queue.Empty:
+            return []
         self._held = None
         if first is None:
             return None
@@ -142,11 +190,7 @@ class Batcher:
             self._split(batch, error)
         else:
             self._grow()
-            start = 0
-            for waiting in batch:
-                end = start + len(waiting.frames)
-                waiting.future.set_result(Scores(scores.probabilities[start:end], scores.version))
-                start = end
+            _deal_out(batch, scores)
 
     def _in_chunks(self, frames: Frames) -> Scores:
         if len(frames) <= self._max_images:
@@ -196,6 +240,14 @@ class Batcher:
     def _refuse(self, batch: list[_Waiting]) -> None:
         for waiting in batch:
             waiting.future.set_exception(_refusal())
+
+
+def _deal_out(batch: Sequence[_Waiting], scores: Scores) -> None:
+    start = 0
+    for waiting in batch:
+        end = start + len(waiting.frames)
+        waiting.future.set_result(Scores(scores.probabilities[start:end], scores.version))
+        start = end
 
 
 def _refusal() -> UnavailableError:

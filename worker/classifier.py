@@ -5,20 +5,22 @@ engine and names both. Versions that differ in their last layer share the engine
 A faster engine is put in from outside (`use`); which may be is not decided here.
 """
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worker.errors import ModerationError, UsageError, WeightsError
 from worker.model import engine as engines
 from worker.model import network as networks
 from worker.model.engine import EagerEngine, Engine, Head
+from worker.model.graphed import IN_FLIGHT, GraphedEngine
 from worker.model.manifest import Manifest
 from worker.model.preprocessing import Preprocessing
 from worker.model.weights import WeightsStore, state_dict
@@ -150,6 +152,12 @@ class Classifier:
         """A version's body as PyTorch runs it in `precision`, read anew from the store."""
         return self._eager(version.manifest, self._store.read_delta(version.manifest), None, precision)
 
+    def graphed(self, version: Version, precision: str, max_images: int) -> Engine:
+        """The same captured as CUDA graphs for up to `max_images`; raises what GraphedEngine does."""
+        manifest, delta = version.manifest, self._store.read_delta(version.manifest)
+        body = self._body(manifest, delta, None, precision)
+        return GraphedEngine(body, self.device, precision, version.preprocessing, max_images)
+
     def use(self, engine: Engine, version_id: str) -> bool:
         """Puts `engine` in the place of the one in service, between two batches; False where another version is in
         service by now. It is warmed up first."""
@@ -162,6 +170,11 @@ class Classifier:
             self._version = version
             return True
 
+    @property
+    def in_flight(self) -> int:
+        """Batches that may be begun before the first is waited for: on a CPU it would only wait longer."""
+        return IN_FLIGHT if self.device.type == "cuda" else 1
+
     def score(self, frames: Frames) -> Scores:
         """Probabilities of uint8 frames [n, crop, crop, 3].
 
@@ -169,30 +182,43 @@ class Classifier:
             OutOfDeviceMemoryError: the batch does not fit.
             WeightsError: nothing is loaded yet.
         """
+        return self.begin(frames)()
+
+    def begin(self, frames: Frames) -> Callable[[], Scores]:
+        """Hands frames to the device; the call that is returned waits for their scores. Both raise as `score`."""
         version = self._version
         if version is None:
             raise WeightsError("No weights are loaded: promote a version with moderation-trainer.")
-        return Scores(self._forward(version, frames), version)
+        return self._begin(version, frames)
 
-    def _forward(self, version: Version, frames: Frames, *, watched: bool = True) -> Probabilities:
+    def _begin(self, version: Version, frames: Frames, *, watched: bool = True) -> Callable[[], Scores]:
+        with self._memory_counted(len(frames)), torch.inference_mode():
+            features = version.runner.features(frames)
+            probabilities, copied = _to_host(version.head.probabilities(features))
+
+        def scores() -> Scores:
+            with self._memory_counted(len(frames)):
+                copied()
+            if not np.isfinite(probabilities).all():
+                raise FloatingPointError(f"{version.id} gives probabilities that are no numbers")
+            watcher = self.watcher
+            if watched and watcher is not None:
+                watcher(version, frames, features)
+            return Scores(probabilities, version)
+
+        return scores
+
+    @contextlib.contextmanager
+    def _memory_counted(self, images: int) -> Iterator[None]:
         try:
-            with torch.inference_mode():
-                features = version.runner.features(frames)
-                probabilities = version.head.probabilities(features).cpu().numpy()
+            yield
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
-            raise OutOfDeviceMemoryError(f"{len(frames)} images do not fit on {self.device}.") from error
-        if not np.isfinite(probabilities).all():
-            raise FloatingPointError(f"{version.id} gives probabilities that are no numbers")
-        watcher = self.watcher
-        if watched and watcher is not None:
-            watcher(version, frames, features)
-        result: Probabilities = probabilities
-        return result
+            raise OutOfDeviceMemoryError(f"{images} images do not fit on {self.device}.") from error
 
     def _warm_up(self, version: Version) -> None:
         crop = version.preprocessing.crop
-        self._forward(version, np.zeros((1, crop, crop, 3), np.uint8), watched=False)
+        self._begin(version, np.zeros((1, crop, crop, 3), np.uint8), watched=False)()
 
     def _first_precision(self, manifest: Manifest) -> str:
         if self.precision != "auto":
@@ -208,7 +234,23 @@ class Classifier:
     def _eager(
         self, manifest: Manifest, delta: dict[str, Tensor], base: dict[str, Tensor] | None, precision: str
     ) -> Engine:
+        body = self._body(manifest, delta, base, precision)
+        return EagerEngine(body, self.device, precision, Preprocessing.from_json(manifest.preprocessing))
+
+    def _body(
+        self, manifest: Manifest, delta: dict[str, Tensor], base: dict[str, Tensor] | None, precision: str
+    ) -> nn.Module:
         network = networks.get(manifest.network)
         base = base or self._store.read_base(manifest.base.sha256, manifest.base.bytes)
-        body = engines.body_of(network, state_dict(base, delta), self.device, engines.DTYPES[precision])
-        return EagerEngine(body, self.device, precision, Preprocessing.from_json(manifest.preprocessing))
+        return engines.body_of(network, state_dict(base, delta), self.device, engines.DTYPES[precision])
+
+
+def _to_host(probabilities: Tensor) -> tuple[Probabilities, Callable[[], None]]:
+    """float32 [n, 3] in the host's memory, and what waits until they are there."""
+    if probabilities.device.type != "cuda":
+        return probabilities.numpy(), lambda: None
+    host = torch.empty(probabilities.shape, dtype=probabilities.dtype, pin_memory=True)
+    host.copy_(probabilities, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return host.numpy(), copied.synchronize

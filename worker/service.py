@@ -80,6 +80,7 @@ class Service:
             self._classifier,
             store,
             EngineCache(settings.engines_folder(), settings.weights_dir),
+            max_images=settings.max_batch,
             on_engine=lambda version: self.metrics.engine(version.id, version.engine),
             on_fallback=lambda engine, reason: self.metrics.engine_fallbacks.labels(engine, reason).inc(),
         )
@@ -93,7 +94,12 @@ class Service:
         self._on_broken = on_broken
         self._decoder_problem: str | None = None
         self._batcher = Batcher(
-            self._classifier.score, max_images=settings.max_batch, on_batch=self._on_batch, on_broken=self._give_up
+            self._classifier.score,
+            begin=self._classifier.begin,
+            in_flight=self._classifier.in_flight,
+            max_images=settings.max_batch,
+            on_batch=self._on_batch,
+            on_broken=self._give_up,
         )
         self._closers.append(self._batcher.close)
         consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"

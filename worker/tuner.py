@@ -59,6 +59,7 @@ class Tuner:
     Args:
         classifier: whose engine is to be replaced; says the device and the precision that was asked for.
         cache: compiled engines and what they were compared on.
+        max_images: in one forward pass; what a GPU's engine is prepared for.
         build: makes an engine for a version in a precision, EngineError where it cannot; from `cache` if None.
         on_engine: told the version once another engine serves it.
         on_fallback: told (engine, reason) for each candidate that is not used, or not yet.
@@ -70,6 +71,7 @@ class Tuner:
         store: WeightsStore,
         cache: EngineCache,
         *,
+        max_images: int = 1,
         build: Build | None = None,
         on_engine: Callable[[Version], None] = lambda version: None,
         on_fallback: Callable[[str, str], None] = lambda engine, reason: None,
@@ -77,6 +79,7 @@ class Tuner:
         self._classifier = classifier
         self._store = store
         self._cache = cache
+        self._max_images = max_images
         self._build = build or self._build_from_cache
         self._on_engine = on_engine
         self._on_fallback = on_fallback
@@ -171,7 +174,7 @@ class Tuner:
 
     def _build_from_cache(self, version: Version, precision: str) -> Engine:
         if self._classifier.device.type == "cuda":
-            return self._classifier.eager(version, precision)
+            return self._classifier.graphed(version, precision, self._max_images)
         return self._cache.engine(version.manifest, version.body, precision)
 
     def _faster(self, engine: Engine, serving: Engine, version: Version) -> bool:

@@ -1,8 +1,9 @@
 """The batcher on a device made of numpy: who is scored together, whose fault a failure is, and the way out."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,17 @@ class Device:
         self.open.set()
         self.entered = threading.Event()
         self.batches: list[int] = []
+        self.steps: list[str] = []
+
+    def begin(self, frames: Frames) -> Callable[[], Scores]:
+        """Takes frames, and scores them when it is waited for."""
+        self.steps.append(f"begin {frames[0, 0, 0, 0]}")
+        return partial(self.score, frames)
 
     def score(self, frames: Frames) -> Scores:
         """Notes the batch's size, waits for the gate, fails or scores."""
         self.batches.append(len(frames))
+        self.steps.append(f"wait for {frames[0, 0, 0, 0]}")
         self.entered.set()
         assert self.open.wait(PATIENCE_S)
         if len(frames) > self.capacity:
@@ -74,10 +82,12 @@ def broken_with() -> list[BaseException]:
     return []
 
 
-@pytest.fixture
-def batcher(device: Device, broken_with: list[BaseException]) -> Iterator[Batcher]:
+@pytest.fixture(params=[1, 2], ids=["one in flight", "two in flight"])
+def batcher(request: pytest.FixtureRequest, device: Device, broken_with: list[BaseException]) -> Iterator[Batcher]:
     """At most 64 images a batch."""
-    made = Batcher(device.score, max_images=64, on_broken=broken_with.append)
+    made = Batcher(
+        device.score, begin=device.begin, in_flight=request.param, max_images=64, on_broken=broken_with.append
+    )
     yield made
     device.open.set()
     made.close()
@@ -100,6 +110,18 @@ def test_what_waits_while_the_device_is_busy_is_scored_together(device: Device, 
     assert values(held) == [1]
     assert [values(future) for future in waiting] == [[value] for value in range(10, 30)]
     assert device.batches == [1, 20]
+
+
+def test_with_two_in_flight_a_batch_is_begun_before_the_one_before_is_waited_for(device: Device) -> None:
+    """So the device has the next one's frames while it computes; and each still gets its own scores."""
+    batcher = Batcher(device.score, begin=device.begin, in_flight=2, max_images=1)
+    held = hold(device, batcher)
+    waiting = [batcher.submit(picture(value)) for value in (2, 3, 4)]
+    device.open.set()
+    assert [values(future) for future in (held, *waiting)] == [[1], [2], [3], [4]]
+    batcher.close()
+    assert device.steps == ["begin 1", "wait for 1", "begin 2", "begin 3", "wait for 2", "begin 4", "wait for 3",
+                            "wait for 4"]  # fmt: skip
 
 
 def test_no_batch_is_larger_than_the_maximum(device: Device, batcher: Batcher) -> None:
@@ -142,12 +164,15 @@ def test_one_picture_is_judged_by_one_version(device: Device) -> None:
     st.lists(st.tuples(st.integers(0, 240), st.integers(1, 14), st.booleans()), max_size=30),
     st.integers(1, 20),
     st.integers(1, 20),
+    st.integers(1, 3),
 )
-def test_every_picture_gets_its_own_scores(wanted: list[tuple[int, int, bool]], max_images: int, capacity: int) -> None:
+def test_every_picture_gets_its_own_scores(
+    wanted: list[tuple[int, int, bool]], max_images: int, capacity: int, in_flight: int
+) -> None:
     """Whatever the sizes, the device's memory and the bad ones among them: nobody gets another's scores or fault."""
     device = Device()
     device.capacity = capacity
-    batcher = Batcher(device.score, max_images=max_images)
+    batcher = Batcher(device.score, begin=device.begin, in_flight=in_flight, max_images=max_images)
     pictures = [
         np.full_like(picture(value, frames), BAD) if bad else picture(value, frames) for value, frames, bad in wanted
     ]

@@ -3,6 +3,7 @@
 Knows shapes, layers and numbers; nothing of the store's files, of thresholds, or of pictures' formats.
 """
 
+import functools
 import hashlib
 import http.client
 import pickle
@@ -119,11 +120,17 @@ def normalise(frames: Tensor, preprocessing: Preprocessing, dtype: torch.dtype) 
 
     Computed in float32 whatever `dtype` is: the same numbers as torchvision's ToTensor and Normalize.
     """
-    mean = torch.tensor(preprocessing.mean, device=frames.device).view(1, 3, 1, 1)
-    std = torch.tensor(preprocessing.std, device=frames.device).view(1, 3, 1, 1)
+    mean, std = _channels(preprocessing.mean, frames.device), _channels(preprocessing.std, frames.device)
     # NHWC bytes permuted to NCHW already lie in channels_last, so nothing is rearranged.
     pixels = frames.permute(0, 3, 1, 2).to(torch.float32).div_(255).sub_(mean).div_(std)
     return pixels.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+@functools.cache
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """[1, 3, 1, 1], once a device: a copy from the host would wait for it in every batch, and ends a graph capture."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
 def native_bf16(device: torch.device) -> bool:

@@ -1,0 +1,109 @@
+"""A body on CUDA captured as graphs: one launch a batch instead of one a kernel, and copies beside the work.
+
+uint8 frames go into pinned memory, over a stream of their own to the device, and into the graph of the next larger
+size; the float32 inputs of the last layer come out. A batch is padded by what the memory holds from before, which no
+row of the others depends on. (CUDA graphs: docs.nvidia.com, CUDA C++ Programming Guide, section CUDA Graphs.)
+"""
+
+import itertools
+import threading
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from worker.model import network as networks
+from worker.model.engine import DTYPES, Frames
+from worker.model.preprocessing import Preprocessing
+
+IN_FLIGHT: Final = 2
+"""Batches on the device at a time: one is copied while the other is computed."""
+
+WARM_UPS: Final = 3
+"""Runs before a capture: libraries set up and cuDNN chooses its algorithms in the first ones."""
+
+
+def sizes(most: int) -> list[int]:
+    """The batch sizes that graphs are captured for, ascending: powers of two up to `most`, and `most`."""
+    powers = itertools.takewhile(lambda size: size < most, (2**power for power in itertools.count()))
+    return [*powers, most]
+
+
+@dataclass(frozen=True)
+class _Graph:
+    graph: "torch.cuda.CUDAGraph"
+    frames: Tensor  # uint8 [size, crop, crop, 3], read by the graph
+    features: Tensor  # float32 [size, width], overwritten by every replay
+
+
+class _Slot:
+    """Where one batch waits for its turn; `free` once the graph has its frames."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        self.pinned = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        self.frames = torch.empty(shape, dtype=torch.uint8, device=device)
+        self.copied = torch.cuda.Event()
+        self.free = torch.cuda.Event()
+
+
+class GraphedEngine:
+    """`most`: images in one forward pass; more are run in several. May be asked by several threads, one at a time.
+
+    Raises RuntimeError where the body cannot be captured, torch.OutOfMemoryError where the graphs do not fit.
+    """
+
+    def __init__(
+        self, body: nn.Module, device: torch.device, precision: str, preprocessing: Preprocessing, most: int
+    ) -> None:
+        self.name = f"{device.type}-{precision}"
+        self._device, self._most = device, most
+        self._lock = threading.Lock()
+        shape = (most, preprocessing.crop, preprocessing.crop, 3)
+        self._graphs: dict[int, _Graph] = {}
+        with torch.cuda.device(device), torch.no_grad():
+            self._copying = torch.cuda.Stream()
+            self._slots = itertools.cycle([_Slot(shape, device) for _ in range(IN_FLIGHT)])
+            for size in reversed(sizes(most)):  # the largest first: the others find room in its memory
+                frames = torch.zeros((size, *shape[1:]), dtype=torch.uint8, device=device)
+                self._graphs[size] = self._capture(body, frames, preprocessing, DTYPES[precision])
+
+    def features(self, frames: Frames) -> Tensor:
+        """As `Engine.features`; returns before the device has computed them."""
+        with self._lock, torch.cuda.device(self._device):
+            parts = [self._replay(frames[at : at + self._most]) for at in range(0, len(frames), self._most)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _replay(self, frames: Frames) -> Tensor:
+        count, slot, work = len(frames), next(self._slots), torch.cuda.current_stream()
+        slot.free.synchronize()
+        slot.pinned[:count].copy_(torch.from_numpy(frames))
+        with torch.cuda.stream(self._copying):
+            slot.frames[:count].copy_(slot.pinned[:count], non_blocking=True)
+            slot.copied.record()
+        work.wait_event(slot.copied)
+        one = self._graphs[min(size for size in self._graphs if size >= count)]
+        one.frames[:count].copy_(slot.frames[:count])
+        slot.free.record(work)
+        one.graph.replay()
+        return one.features[:count].clone()
+
+    def _capture(self, body: nn.Module, frames: Tensor, preprocessing: Preprocessing, dtype: torch.dtype) -> _Graph:
+        def run() -> Tensor:
+            features: Tensor = body(networks.normalise(frames, preprocessing, dtype)).float()
+            return features
+
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+            with torch.cuda.stream(aside):
+                for _ in range(WARM_UPS):
+                    run()
+            torch.cuda.current_stream().wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            first = next(iter(self._graphs.values()), None)
+            pool = first.graph.pool() if first is not None else None
+            # thread_local: the batches that are served meanwhile by another thread are none of the capture's business.
+            with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
+                features = run()
+        return _Graph(graph, frames, features)
