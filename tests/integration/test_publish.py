@@ -1,10 +1,12 @@
 """The publish step on a real server: which verdict stands, and that an entry leaves only with one."""
 
+import dataclasses
 import datetime
 
 import pytest
 import redis
 
+from tests.support.waiting import wait_until
 from tests.support.worker import Broker
 from worker import bus
 from worker.errors import UnavailableError
@@ -94,6 +96,33 @@ def test_which_verdict_stands(desk: Desk, first, second, rescan: bool, became: s
         assert after == before
     assert desk.raw.xlen(bus.UPLOADS) == 0
     assert 0 < desk.raw.ttl(bus.verdict_key("a")) <= TTL_S
+
+
+def asked(entry: Entry, document: Verdict, at_ms: int) -> Outcome:
+    """The outcome of a request that was made at that moment."""
+    moment = datetime.datetime.fromtimestamp(at_ms / 1000, datetime.UTC)
+    return Outcome(dataclasses.replace(entry, enqueued_ms=at_ms), document.model_copy(update={"enqueued_at": moment}))
+
+
+def test_of_two_rescans_the_answer_to_the_later_request_stands(desk: Desk) -> None:
+    """Bytes are replaced twice, and the worker that read the older ones publishes last."""
+    desk.publish(decided("approved"))
+    earlier, later = desk.deliver(rescan=True), desk.deliver(rescan=True)
+    now_ms = later.enqueued_ms
+    assert desk.publisher.publish([asked(later, decided("risked", ban=True), now_ms - 1000)])[0][0] == "published"
+    assert desk.publisher.publish([asked(earlier, decided("approved"), now_ms - 2000)])[0][0] == "duplicate"
+    assert desk.standing().label == "risked"
+    assert desk.raw.xlen(bus.UPLOADS) == 0
+
+
+def test_a_request_dated_in_the_future_bars_no_rescan(desk: Desk) -> None:
+    """Whoever may submit may write any date."""
+    first, second = desk.deliver(rescan=True), desk.deliver(rescan=True)
+    now_ms = second.enqueued_ms
+    assert desk.publisher.publish([asked(first, decided("approved"), now_ms + 86_400_000)])[0][0] == "published"
+    wait_until(lambda: bus.now_ms(desk.raw) > now_ms + 50, "time to pass")
+    third = desk.deliver(rescan=True)
+    assert desk.publisher.publish([asked(third, decided("risked", ban=True), third.enqueued_ms)])[0][0] == "published"
 
 
 def test_who_lost_the_entry_publishes_nothing(desk: Desk) -> None:

@@ -54,6 +54,14 @@ local function quota_reached(window)
   return (decided >= least and bans > share * decided) or (most > 0 and bans > most), decided, bans
 end
 
+local function asked_for_later(standing, v)
+  -- Whether the standing verdict answers a later request: of two rescans in work at once, the earlier may have read
+  -- older bytes and publish last. A request dated ahead of the verdict's own time, which anyone may write, is none.
+  local enqueued_at = iso(tonumber(v.enqueued_ms))
+  return enqueued_at < standing.decided_at and type(standing.enqueued_at) == 'string'
+    and enqueued_at < standing.enqueued_at
+end
+
 local function already(standing, v)
   -- How the standing verdict ends this outcome, or nil.
   if not standing then
@@ -62,6 +70,8 @@ local function already(standing, v)
     return 'duplicate'
   elseif standing.label == v.label and standing.flags == v.flags and standing.placement == v.placement then
     return 'unchanged'
+  elseif standing.status == 'decided' and asked_for_later(standing, v) then
+    return 'duplicate'
   end
   return nil
 end
