@@ -23,7 +23,7 @@ test: lint
 	$(BIN)/pytest $(ARGS)
 
 chaos: $(VENV)/dev.installed
-	$(BIN)/pytest -m '' tests/chaos $(ARGS)
+	$(BIN)/pytest -m '' tests/chaos tests/hostile $(ARGS)
 
 bench: $(VENV)/bench.installed
 	$(BIN)/pytest -m long tests/benchmarks $(ARGS)

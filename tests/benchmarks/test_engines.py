@@ -14,11 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from tests.benchmarks.conftest import Record
+from tests.benchmarks.serving import VGG
+from tests.support.place import Place
+from tests.support.worker import Broker
+from worker.model import check_pictures, int8
 from worker.model import engine as engines
-from worker.model import int8
 from worker.model import network as networks
 from worker.model.compiled import EngineCache
 from worker.model.engine import EagerEngine, Frames
@@ -30,6 +34,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 
 CPU = torch.device("cpu")
 BATCH = 16
+LIVE = 2600
 ROUNDS = 5
 Run = Callable[[], Any]
 
@@ -161,3 +166,53 @@ def test_each_engine_against_its_peers(subject: Subject, tmp_path: Path, record:
         }
         record(f"forward, cpu-{precision} / best peer in {precision}", share, f">= {needed}", **processor)
         assert precision == "fp32" or share >= needed
+
+
+def test_a_worker_takes_up_int8_by_itself(tmp_path: Path, record: Record) -> None:
+    """A real worker with `auto`: serves in fp32, compiles beside it, compares on what it judges, swaps, and is faster.
+
+    No verdict is lost or delayed for it, and each names the engine that made it.
+    """
+    with Place(tmp_path, Broker(tmp_path / "valkey", appendfsync="everysec")) as place:
+        _promote_with_ranges(place)
+        ids = [f"p{number}" for number in range(LIVE)]
+        for content_id, frame in zip(ids, pictures(LIVE, 3), strict=True):
+            Image.fromarray(frame).save(place.content / content_id, "JPEG", quality=95)
+        worker = place.start_worker(app=VGG, precision="auto").wait_ready()
+        started = time.monotonic()
+        rates: dict[str, float] = {}
+        for at in range(0, LIVE, 100):
+            before = time.monotonic()
+            found = place.judge(ids[at : at + 100], 300)
+            engines_of = {document.engine for document in found.values()}
+            if len(engines_of) == 1:
+                rates[engines_of.pop()] = 100 / (time.monotonic() - before)
+            if "cpu-int8" in rates:
+                break
+        swapped = worker.metric("moderation_weights_info", engine="cpu-int8")
+        said = [line for line in worker.log().splitlines() if "int8" in line]
+        record("a worker swaps to int8 by itself: int8 / fp32, pictures a second", rates.get("cpu-int8", 0.0)
+               / rates.get("cpu-fp32", 1.0), ">= 1.5", seconds=round(time.monotonic() - started), **rates)  # fmt: skip
+        assert swapped == 1, said
+        assert len(place.entries()) == len(set(place.entries()))
+        assert rates["cpu-int8"] > 1.5 * rates["cpu-fp32"]
+
+
+def _promote_with_ranges(place: Place) -> None:
+    """VGG-11 on a random base with all that a fitted version carries for engines."""
+    network = networks.get("vgg11")
+    base = networks.random_base(network, 0)
+    body = engines.body_of(network, base, CPU, torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    head = {
+        "classifier.6.weight": torch.randn((3, 4096), generator=generator) / 64,
+        "classifier.6.bias": torch.zeros(3),
+    }
+    kept = check_pictures.encode(pictures(128, 2), np.zeros(128, np.int64))
+    draft = ManifestDraft(
+        network="vgg11",
+        base=place.store.add_base(base, "random:0"),
+        activation_ranges=int8.calibrate(body, pictures(64, 1), Preprocessing()),
+        check_pictures=place.store.add_check_pictures(kept),
+    )
+    place.store.promote(place.store.publish(draft, head).id, by="bench", why="measured")
