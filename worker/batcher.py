@@ -21,8 +21,6 @@ from worker.errors import ContentError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
-# A stop waits so long for the batch in work, whose pictures were given back by then: longer than any batch takes.
-CLOSING_S = 10.0
 # Good batches in a row after which a maximum that was halved for want of memory may grow by half again.
 GROW_AFTER = 200
 
@@ -51,6 +49,7 @@ class Batcher:
         begin: the same in two steps: hands the frames on, and returns what waits for their scores.
         in_flight: batches that are begun before the first is waited for; with 1 `begin` is not used.
         max_images: images in one forward pass. A picture with more frames is scored in several.
+        closing_s: how long a stop waits for the batch in work, whose pictures were given back by then.
         on_batch: told (images, seconds of each picture's wait, seconds of the forward pass).
         on_broken: called once when even a blank image cannot be scored: the device is broken, not the pictures.
     """
@@ -62,12 +61,14 @@ class Batcher:
         begin: Callable[[Frames], Callable[[], Scores]] | None = None,
         in_flight: int = 1,
         max_images: int,
+        closing_s: float = 30.0,
         on_batch: Callable[[int, Sequence[float], float], None] = lambda images, waits, forward: None,
         on_broken: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self._score = score
         self._begin_score = begin if in_flight > 1 else None
         self._in_flight = in_flight
+        self._closing_s = closing_s
         self._most = max_images
         self._max_images = max_images
         self._good = 0
@@ -104,9 +105,9 @@ class Batcher:
         with self._lock:
             self._closed = True
             self._queue.put(None)
-        self._thread.join(CLOSING_S)
+        self._thread.join(self._closing_s)
         if self._thread.is_alive():
-            self._on_broken(UnavailableError(f"the batch in work has not ended {CLOSING_S:g} s after the stop"))
+            self._on_broken(UnavailableError(f"the batch in work has not ended {self._closing_s:g} s after the stop"))
 
     def busy_s(self) -> float:
         """Seconds that the batch in work has taken so far; 0 where there is none."""
@@ -234,8 +235,8 @@ class Batcher:
     def _declare_broken(self, batch: list[_Waiting], error: BaseException) -> None:
         logger.critical("the device cannot even score a blank image (%s): this process gives up", error)
         self._broken = True
+        self._on_broken(error)  # first: who waits for these would go on to others
         self._refuse(batch)
-        self._on_broken(error)
 
     def _refuse(self, batch: list[_Waiting]) -> None:
         for waiting in batch:

@@ -33,6 +33,7 @@ WITHHELD = "moderation:withheld"
 BAN_WINDOW = "moderation:ban-window"
 VERDICT_PREFIX = "moderation:verdict:"
 ALONE_PREFIX = "moderation:alone:"
+ANSWERED_PREFIX = "moderation:answered:"
 WORKER_PREFIX = "moderation:worker:"
 WORKERS = "moderation:workers"
 

@@ -5,6 +5,7 @@ Redis streams, consumer group `moderation`. Entries come in by `read` and `take_
 """
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ from typing import Any
 import redis
 
 from worker import bus
+from worker.errors import UnavailableError
 from worker.verdict import CONTENT_ID_PATTERN
+
+logger = logging.getLogger(__name__)
 
 STREAMS = (bus.UPLOADS, bus.BACKFILL)
 ALONE_TTL_S = 86400
@@ -224,7 +228,10 @@ class Intake:
             enqueued_ms = min(_number(fields.get(b"enqueued_ms"), added_ms), added_ms)
             rescan = fields.get(b"rescan") == b"1"
             if content_id is None or _id_pattern.match(content_id) is None:
-                self._bury_malformed(stream, entry_id, content_id, rescan, enqueued_ms)
+                try:
+                    self._bury_malformed(stream, entry_id, content_id, rescan, enqueued_ms)
+                except UnavailableError as error:  # left to be taken over, and no reason to leave the others, too
+                    logger.error("%s cannot be put among the dead letters: %s", entry_id.decode(), error)
                 continue
             since = min(_number(fields.get(b"failing_since_ms"), 0), added_ms)
             entries.append(

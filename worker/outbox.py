@@ -3,6 +3,7 @@
 Outcomes and postponements go in, "this entry has left" comes out. Knows no pictures or decisions.
 """
 
+import itertools
 import logging
 import queue
 import threading
@@ -20,6 +21,9 @@ from worker.verdict import Undecided
 logger = logging.getLogger(__name__)
 
 MOST_AT_ONCE = 256
+AGAIN_AT_ONCE = 64
+"""Of what was refused; apart from what is new, which it must not crowd out."""
+ENOUGH_REFUSED = 3
 PAUSE_S = 0.2
 
 
@@ -67,15 +71,18 @@ class Outbox:
         self._thread.join()
 
     def _run(self) -> None:
-        results: list[Outcome | Postponement] = []
+        refused: dict[tuple[str, bytes], Outcome | Postponement] = {}
         failures = 0
-        while self._gather(results):
-            error: Exception | None
+        while (fresh := self._gather(wait=not refused)) is not None:
+            again = dict(itertools.islice(refused.items(), AGAIN_AT_ONCE))
+            results = again | {_key(result): result for result in fresh}
+            refused = {key: result for key, result in refused.items() if key not in results}
             try:
-                results, error = self._carry(results)
+                kept, error = self._carry(list(results.values()))
             except Exception as unexpected:
                 # Whatever it is, this thread is the only way out of the process and must go on.
-                error = unexpected
+                kept, error = list(results.values()), unexpected
+            refused |= {_key(result): result for result in kept}
             if error is None:
                 failures = 0
                 continue
@@ -84,35 +91,40 @@ class Outbox:
             failures += 1
             if failures == 1:
                 unknown = None if isinstance(error, ModerationError) else error
-                logger.error("%d results wait to be published: %s", len(results), error, exc_info=unknown)
+                logger.error("%d results wait to be published: %s", len(refused), error, exc_info=unknown)
             self._closing.wait(PAUSE_S)
 
-    def _gather(self, results: list[Outcome | Postponement]) -> bool:
-        """Adds what is queued, up to the maximum; blocks for the first where there is none. False when closed."""
+    def _gather(self, *, wait: bool) -> list[Outcome | Postponement] | None:
+        """What is queued, up to the maximum; blocks for the first, or is empty. None when closed and all is carried."""
+        results: list[Outcome | Postponement] = []
         while len(results) < MOST_AT_ONCE:
             try:
-                result = self._queue.get(block=not results)
+                result = self._queue.get(block=wait and not results)
             except queue.Empty:
                 break
             if result is None:
                 self._queue.put(None)  # for the next look, when what is here has been carried
-                break
+                return results or (None if wait else [])
             results.append(result)
-        return bool(results)
+        return results
 
     def _carry(
         self, results: Sequence[Outcome | Postponement]
-    ) -> tuple[list[Outcome | Postponement], ModerationError | None]:
+    ) -> tuple[list[Outcome | Postponement], Exception | None]:
         """Hands results to Redis; returns those that it refused, to be tried again, and why."""
         refused: list[Outcome | Postponement] = []
-        error: ModerationError | None = None
+        error: Exception | None = None
         for result in results:
-            if isinstance(result, Postponement):
-                try:
-                    self._intake.postpone(result.entry, result.pause_ms, result.now_ms)
-                except ModerationError as why:  # the others may be taken all the same
-                    refused.append(result)
-                    error = why
+            if not isinstance(result, Postponement):
+                continue
+            if len(refused) >= ENOUGH_REFUSED:  # each may take as long as a server that does not answer
+                refused.append(result)
+                continue
+            try:
+                self._intake.postpone(result.entry, result.pause_ms, result.now_ms)
+            except ModerationError as why:  # the others may be taken all the same
+                refused.append(result)
+                error = why
         outcomes = [result for result in results if isinstance(result, Outcome)]
         if outcomes:
             started = time.monotonic()
@@ -138,6 +150,10 @@ class Outbox:
             self._metrics.unchanged.inc()
         if became.result == "opened":
             logger.critical("bans are above the quota: the circuit breaker is open and withholds them")
+
+
+def _key(result: Outcome | Postponement) -> tuple[str, bytes]:
+    return result.entry.stream, result.entry.entry_id
 
 
 def _log(outcomes: Sequence[Outcome], became: Sequence[Published | ModerationError]) -> None:

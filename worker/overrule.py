@@ -109,11 +109,7 @@ class Overruler:
             correction = corrections.parse(entry_id, fields)
         except UsageError as error:
             logger.warning("an entry of the corrections is none: %s", error)
-            with bus.translated():
-                if fields:  # else it was removed from the stream before it could be applied
-                    said = fields.get(b"content_id", b"").decode("utf-8", "backslashreplace")[:128]
-                    deadletter.bury(self._redis, said, "malformed_correction", str(error), False)
-                self._redis.xack(bus.CORRECTIONS, bus.GROUP, entry_id)
+            self._bury(entry_id, fields, str(error))
             return
         for _ in range(LOOKS):
             outcome = self._overrule(correction)
@@ -121,6 +117,16 @@ class Overruler:
                 logger.info("%s is %s, says %s: %s", correction.content_id, correction.label, correction.by, outcome)
                 return
         raise UnavailableError(f"The verdict on {correction.content_id} changes faster than it can be corrected.")
+
+    def _bury(self, entry_id: bytes, fields: dict[bytes, bytes], why: str) -> None:
+        try:
+            with bus.translated():
+                if fields:  # else it was removed from the stream before it could be applied
+                    said = fields.get(b"content_id", b"").decode("utf-8", "backslashreplace")[:128]
+                    deadletter.bury(self._redis, said, "malformed_correction", why, False)
+                self._redis.xack(bus.CORRECTIONS, bus.GROUP, entry_id)
+        except ModerationError as error:  # it is read again later, and holds up no decision after it
+            logger.error("%s cannot be put among the dead letters: %s", entry_id.decode(), error)
 
     def _overrule(self, correction: Correction) -> str:
         raw = bus.text_at(self._redis, bus.verdict_key(correction.content_id))

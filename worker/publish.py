@@ -158,7 +158,8 @@ def _keys(attempts: Sequence[_Attempt]) -> list[str]:
     keys = [bus.VERDICTS, bus.DEAD_LETTER, bus.OVERRIDES, bus.KNOWN, bus.WITHHELD, bus.BAN_WINDOW]
     for attempt in attempts:
         entry = attempt.outcome.entry
-        keys += (entry.stream, bus.verdict_key(entry.content_id), entry.alone_key)
+        answered = bus.ANSWERED_PREFIX + entry.content_id
+        keys += (entry.stream, bus.verdict_key(entry.content_id), entry.alone_key, answered)
     return keys
 
 

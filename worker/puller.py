@@ -40,7 +40,8 @@ class Puller:
         fetch_timeout_s: a fetch that has not ended after three of them is tried again later; after one where nothing
             else is judged meanwhile.
         takeover_idle_s: how long this process must have been connected before it takes from others.
-        on_housekeeping: called about once a second.
+        watch: called about once a second, whether Redis answers or not.
+        on_housekeeping: called about once a second while it does.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Puller:
         claim_deadline_s: float,
         fetch_timeout_s: float,
         takeover_idle_s: float,
+        watch: Callable[[], None],
         on_housekeeping: Callable[[], None],
     ) -> None:
         self._intake = intake
@@ -62,6 +64,7 @@ class Puller:
         self._claim_deadline_s = claim_deadline_s
         self._fetch_timeout_s = fetch_timeout_s
         self._takeover_idle_s = takeover_idle_s
+        self._watch = watch
         self._on_housekeeping = on_housekeeping
         self._claimed: list[Entry] = []  # and not handed on yet
         self._suspects: deque[Entry] = deque()
@@ -92,12 +95,13 @@ class Puller:
         while (left_s := deadline - time.monotonic()) > 0:
             if self._pipeline.wait_until(self._idle, min(left_s, HOUSEKEEPING_S)):
                 break
+            self._watch()
             with contextlib.suppress(ModerationError):
                 self._intake.refresh(self._held())
-                self._on_housekeeping()
         rest = self._held()
-        try:
+        with contextlib.suppress(ModerationError):
             self.absolve()
+        try:
             self._intake.give_back(rest)
         except ModerationError:
             logger.warning("%d claims could not be given back; they are taken over when idle", len(rest))
@@ -107,8 +111,9 @@ class Puller:
 
         Raises UnavailableError.
         """
-        if self._alone is not None:
-            self._intake.unmark_alone(self._alone)
+        alone = self._alone  # another thread may ask
+        if alone is not None:
+            self._intake.unmark_alone(alone)
 
     def _run(self) -> None:
         failures = 0
@@ -201,6 +206,7 @@ class Puller:
 
     def _keep_house(self) -> None:
         self._kept_house = time.monotonic()
+        self._watch()
         patience = FETCH_DEADLINES if self._alone is None else 1  # others wait for the end of what is judged alone
         self._pipeline.leave_overdue(patience * self._fetch_timeout_s, self._claim_deadline_s)
         self._intake.refresh(self._held())

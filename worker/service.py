@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 # Work that finishes nothing for so long stands still; longer than any stage of one picture may take.
 STANDS_STILL_S = 60.0
 
+# With what draining takes, less than supervisors wait before they kill.
+CLOSING_S = 30.0
+
 DEVICE_BROKEN_EXIT = 70  # sysexits.h: internal software error
 
 
@@ -98,6 +101,7 @@ class Service:
             begin=self._classifier.begin,
             in_flight=self._classifier.in_flight,
             max_images=settings.max_batch,
+            closing_s=min(CLOSING_S, settings.forward_timeout_s),
             on_batch=self._on_batch,
             on_broken=self._give_up,
         )
@@ -135,6 +139,7 @@ class Service:
             claim_deadline_s=settings.claim_deadline_s,
             fetch_timeout_s=settings.fetch_timeout_s,
             takeover_idle_s=settings.takeover_idle_s,
+            watch=self._watch,
             on_housekeeping=self._keep_house,
         )
         if settings.metrics_port:
@@ -179,10 +184,12 @@ class Service:
             on_restart=lambda cause: self.metrics.restarts.labels(cause).inc(),
         )
 
-    def _keep_house(self) -> None:
+    def _watch(self) -> None:
         busy_s, most_s = self._batcher.busy_s(), self._settings.forward_timeout_s
         if busy_s > most_s:
             self._give_up(UnavailableError(f"a forward pass has not ended within {most_s:g} s"))
+
+    def _keep_house(self) -> None:
         try:
             self._decoders.check()
             self._decoder_problem = None
@@ -194,7 +201,7 @@ class Service:
 
     def _give_up(self, error: BaseException) -> None:
         """The device is broken. What was judged alone on it is not to blame, and must not look as if it had killed."""
-        with contextlib.suppress(ModerationError):
+        with contextlib.suppress(Exception):  # nothing may keep this process from ending
             self._puller.absolve()
         self._on_broken(error)
 

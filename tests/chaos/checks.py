@@ -87,10 +87,11 @@ def _check_one(content_id: str, history: list[Entry], found: Findings) -> None:
         found.twice.add(content_id)
     if not content_id.startswith("x") and any("human" not in entry.document["reasons"] for entry in history[1:]):
         found.twice.add(content_id)
+    said = [(entry.document["label"], entry.document["reasons"]) for entry in history]
+    if any(before == after for before, after in pairwise(said)):
+        found.twice.add(content_id)
     # A person who confirms the model's ban makes a verdict of his own; neither may say it a second time in a row.
-    said = [(entry.ban, entry.document["reasons"]) for entry in history]
-    # A rescan says nothing where it agrees, so one that bans follows one that does not.
-    if any(before == after and after[0] for before, after in pairwise(said)):
+    if any(before == after == "risked" for (before, _), (after, by) in pairwise(said) if by != ["human"]):
         found.banned_twice.add(content_id)
 
 
@@ -98,6 +99,8 @@ def _wrong(entry: Entry, by_people: set[str], pictures: Pictures, versions: Vers
     """Whether the document is what its picture deserves by the version that it names."""
     document = entry.document
     original = entry.content_id.partition("-copy")[0]
+    if entry.ban != (document["label"] == "risked") or document["ban"] != entry.ban or document["review"]:
+        return [f"{entry.content_id} is {document['label']} with ban {entry.ban}, review {document['review']}"]
     if document["reasons"] == ["human"]:
         return [] if entry.content_id in by_people else [f"nobody decided on {entry.content_id}"]
     if document["reasons"] == ["known_content"]:
@@ -110,11 +113,7 @@ def _wrong(entry: Entry, by_people: set[str], pictures: Pictures, versions: Vers
     if by != {document["weights"]} or numbers is None or document["ban_threshold"] != numbers.ban_threshold:
         return [f"{entry.content_id} names {document['weights']} and was judged by {by or 'none that is known'}"]
     deserved = pictures.labels.get(document["content_sha256"]) or label_of(entry.content_id)
-    if document["label"] != deserved:
-        return [f"{entry.content_id} is {document['label']}"]
-    if entry.ban != (document["label"] == "risked") or document["ban"] != entry.ban or document["review"]:
-        return [f"{entry.content_id} is {document['label']} with ban {entry.ban}, review {document['review']}"]
-    return []
+    return [f"{entry.content_id} is {document['label']}"] if document["label"] != deserved else []
 
 
 def _decisions(by_id: dict[str, list[Entry]], decided: dict[str, str], server: redis.Redis) -> list[str]:

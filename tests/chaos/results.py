@@ -21,7 +21,8 @@ TABLE = Path(__file__).with_name("RESULTS.md")
 HEAD = """\
 # Chaos: what was attacked, and what came of it
 
-Made by `make chaos` (tests/chaos/test_chaos.py); do not edit. Real Valkey with its append-only file, real
+Made by `make chaos` (tests/chaos/test_chaos.py); do not edit. Real Valkey with its append-only file
+(`appendfsync always`: with `everysec` a server that dies may take its last second along), real
 `celery worker` processes (forked from one that has imported torch, for time's sake), a network of 400 parameters so
 that the queue and not the device is busy, a third of the pictures banned. What was submitted and what came out was
 written down apart from the service, on connections of their own, and every model's verdict was computed a second time,

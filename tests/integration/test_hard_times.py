@@ -146,7 +146,7 @@ def test_a_device_that_hangs_again_and_again_condemns_nothing(place: Place) -> N
 def test_a_device_that_hangs_does_not_keep_a_worker_from_stopping(place: Place) -> None:
     """SIGTERM while a batch never ends: what it held goes back at once, and the process ends by itself."""
     ids = [place.add() for _ in range(3)]
-    hanging = place.start_worker(app="tests.support.hanging_app", drain_s="1").wait_ready()
+    hanging = place.start_worker(app="tests.support.hanging_app", drain_s="1", forward_timeout_s="8").wait_ready()
     place.client.submit(ids)
     wait_until(lambda: place.broker.client().xpending("moderation:uploads", "moderation")["pending"] == 3, "the claims")
     assert hanging.stop(40) == 70
@@ -187,17 +187,21 @@ def test_a_draining_worker_keeps_its_claims(place: Place) -> None:
     assert first.process.wait(30) == 0
 
 
-def test_a_refused_postponement_holds_nobody_back(place: Place) -> None:
-    """Redis takes no retry, for its key is something else: what is judged meanwhile is published all the same."""
+def test_refused_postponements_hold_nobody_back(place: Place) -> None:
+    """Redis takes no retry, for its key is something else: what is judged meanwhile is published all the same, with
+    more refused than the outbox carries at once."""
     raw = place.broker.client()
     raw.set("moderation:retry", "not a sorted set")
-    place.start_worker(not_found_retry_s="1").wait_ready()
-    place.client.submit("missing")
+    place.start_worker(not_found_retry_s="1", claim_deadline_s="30", max_batch="256").wait_ready()
+    for _ in range(5):  # so that as many may be in work
+        place.judge([place.add() for _ in range(200)])
+    missing = [f"missing{number}" for number in range(300)]
+    place.client.submit(missing)
     for _ in range(3):
         assert place.judge(place.add(), timeout_s=30).popitem()[1].label == "approved"
-    assert place.client.verdict("missing") is None
+    assert place.client.verdict(missing[0]) is None
     raw.delete("moderation:retry")
-    assert place.client.wait("missing", 30)["missing"].reasons == ("not_found",)
+    assert {found.reasons for found in place.client.wait(missing, 60).values()} == {("not_found",)}
 
 
 def test_pauses_between_attempts_grow(place: Place) -> None:
@@ -244,3 +248,21 @@ def test_metrics_are_bound_to_loopback(place: Place) -> None:
         if line.split()[1].endswith(f":{port}") and line.split()[3] == "0A"
     ]
     assert listening == [f"0100007F:{port}"]
+
+
+def test_malformed_entries_that_cannot_be_buried_hold_nobody_up(place: Place) -> None:
+    """The dead letters' key is something else: IDs beside a malformed one are judged, corrections behind it applied."""
+    raw = place.broker.client()
+    raw.set("moderation:dead-letter", "not a stream")
+    place.start_worker(takeover_idle_s="1").wait_ready()
+    ids = [place.add() for _ in range(6)]
+    for number, content_id in enumerate(ids):
+        raw.xadd("moderation:uploads", {"content_id": content_id})
+        raw.xadd("moderation:uploads", {"content_id": f"no/id{number}"})
+    assert {document.label for document in place.client.wait(ids, 30).values()} == {"approved"}
+    raw.xadd("moderation:corrections", {"content_id": "no/id"})
+    place.client.correct(ids[0], "risked", by="ada")
+    wait_until(lambda: place.client.verdict(ids[0]).ban, "the correction behind a malformed one")
+    raw.delete("moderation:dead-letter")
+    wait_until(lambda: raw.xlen("moderation:dead-letter") == 7, "the malformed ones among the dead letters", 60)
+    assert raw.xlen("moderation:uploads") == 0

@@ -115,6 +115,16 @@ def test_of_two_rescans_the_answer_to_the_later_request_stands(desk: Desk) -> No
     assert desk.raw.xlen(bus.UPLOADS) == 0
 
 
+def test_a_later_rescan_that_agreed_counts_as_well(desk: Desk) -> None:
+    """Bytes are replaced and put back: the answer to the later request is no news, and still the one that stands."""
+    desk.publish(decided("approved"))
+    earlier, later = desk.deliver(rescan=True), desk.deliver(rescan=True)
+    now_ms = later.enqueued_ms
+    assert desk.publisher.publish([asked(later, decided("approved"), now_ms - 1000)])[0][0] == "unchanged"
+    assert desk.publisher.publish([asked(earlier, decided("risked", ban=True), now_ms - 2000)])[0][0] == "duplicate"
+    assert desk.standing().label == "approved"
+
+
 def test_a_request_dated_in_the_future_bars_no_rescan(desk: Desk) -> None:
     """Whoever may submit may write any date."""
     first, second = desk.deliver(rescan=True), desk.deliver(rescan=True)

@@ -7,10 +7,11 @@
 --       4 moderation:known                     the same by SHA-256; learns the bytes of an overridden content ID
 --       5 moderation:withheld                  bans withheld by the open circuit breaker; '#opened' while it is open
 --       6 moderation:ban-window                decided and banned lately, in slices of time
---       and three for each outcome:
+--       and four for each outcome:
 --       1 the stream the entry came from       the entry leaves it here
 --       2 moderation:verdict:{content_id}      the standing verdict's document, with the TTL
 --       3 moderation:alone:{stream}:{entry}    the mark of an entry judged alone; not needed any more
+--       4 moderation:answered:{content_id}     when the latest rescan that was answered was asked for, ms
 -- ARGV  1 group  2 TTL in seconds
 --       3 quota: share of bans  4 of at least so many decided  5 number of bans, 0 is off  6 window in seconds
 --       and fifteen for each outcome:
@@ -24,7 +25,8 @@
 --       unchanged (a rescan agreed) | gone (somebody else's by now) |
 --       overruled (nothing was done: the document must state this person's decision: label, entry, note; '' for none)
 
-local SLICES, SHARED_KEYS, ITS_KEYS, SHARED_ARGS, ITS_ARGS = 60, 6, 3, 6, 15
+local SLICES, SHARED_KEYS, ITS_KEYS, SHARED_ARGS, ITS_ARGS = 60, 6, 4, 6, 15
+local ANSWERED_S = 3600 -- longer than anything stays in work
 local VERDICTS, DEAD_LETTER, OVERRIDES, KNOWN, WITHHELD, WINDOW = unpack(KEYS, 1, SHARED_KEYS)
 local GROUP, TTL_S = ARGV[1], ARGV[2]
 local WINDOW_S = ARGV[6]
@@ -54,12 +56,11 @@ local function quota_reached(window)
   return (decided >= least and bans > share * decided) or (most > 0 and bans > most), decided, bans
 end
 
-local function asked_for_later(standing, v)
-  -- Whether the standing verdict answers a later request: of two rescans in work at once, the earlier may have read
-  -- older bytes and publish last. A request dated ahead of the verdict's own time, which anyone may write, is none.
-  local enqueued_at = iso(tonumber(v.enqueued_ms))
-  return enqueued_at < standing.decided_at and type(standing.enqueued_at) == 'string'
-    and enqueued_at < standing.enqueued_at
+local function asked_before(answered, v)
+  -- Whether a later rescan was answered already: of two in work at once the earlier may have read older bytes, and
+  -- publish last.
+  local latest = v.rescan == '1' and redis.pcall('GET', answered)
+  return type(latest) == 'string' and (tonumber(latest) or 0) > tonumber(v.enqueued_ms)
 end
 
 local function already(standing, v)
@@ -70,13 +71,13 @@ local function already(standing, v)
     return 'duplicate'
   elseif standing.label == v.label and standing.flags == v.flags and standing.placement == v.placement then
     return 'unchanged'
-  elseif standing.status == 'decided' and asked_for_later(standing, v) then
+  elseif standing.status == 'decided' and v.late then
     return 'duplicate'
   end
   return nil
 end
 
-local function publish(stream, verdict, alone, v)
+local function publish(stream, verdict, alone, answered, v)
   -- Nothing is removed before everything that can fail has been done: a script is atomic, but not rolled back.
   if #redis.call('XRANGE', stream, v.entry, v.entry) == 0 then
     return {'gone', 0}
@@ -97,6 +98,7 @@ local function publish(stream, verdict, alone, v)
     end
   end
 
+  v.late = asked_before(answered, v)
   local now = NOW
   local model_says, withheld = v.document, false
   local standing = standing_verdict(verdict)
@@ -148,6 +150,10 @@ local function publish(stream, verdict, alone, v)
     redis.call('XADD', DEAD_LETTER, '*', 'content_id', v.content_id, 'reason', v.dead_reason, 'detail', v.dead_detail,
       'stream', stream, 'rescan', v.rescan, 'enqueued_ms', v.enqueued_ms, 'failed_ms', string.format('%.0f', now))
   end
+  if v.rescan == '1' and v.status == 'decided' and not v.late then
+    -- No later than now, whatever date the entry bears: anyone may write one.
+    redis.call('SET', answered, string.format('%.0f', math.min(tonumber(v.enqueued_ms), NOW)), 'EX', ANSWERED_S)
+  end
   redis.call('DEL', alone)
   redis.call('XACK', stream, GROUP, v.entry)
   redis.call('XDEL', stream, v.entry)
@@ -157,7 +163,7 @@ end
 local replies = {}
 for i = 0, (#KEYS - SHARED_KEYS) / ITS_KEYS - 1 do
   local k, a = SHARED_KEYS + i * ITS_KEYS, SHARED_ARGS + i * ITS_ARGS
-  local done, reply = pcall(publish, KEYS[k + 1], KEYS[k + 2], KEYS[k + 3], {
+  local done, reply = pcall(publish, KEYS[k + 1], KEYS[k + 2], KEYS[k + 3], KEYS[k + 4], {
     entry = ARGV[a + 1], content_id = ARGV[a + 2], document = ARGV[a + 3], rescan = ARGV[a + 4],
     status = ARGV[a + 5], label = ARGV[a + 6], flags = ARGV[a + 7], placement = ARGV[a + 8],
     dead_reason = ARGV[a + 9], dead_detail = ARGV[a + 10], enqueued_ms = ARGV[a + 11], digest = ARGV[a + 12],
