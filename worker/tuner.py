@@ -101,7 +101,9 @@ class Tuner:
             self._thread.join()
 
     def _run(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)  # Linux: of this thread alone
+        thread = threading.get_native_id()  # Linux: of this thread alone
+        # Never higher than what the process was started with, which only root may ask for.
+        os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
         tuned: str | None = None
         while not self._stopping.wait(LOOK_EVERY_S):
             version = self._classifier.version

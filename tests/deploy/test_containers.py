@@ -71,7 +71,7 @@ def test_every_container_is_locked_down(services: dict[str, Any]) -> None:
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", [])), name
         assert "@sha256:" in service["image"] or re.search(r":v?\d+\.\d+\.\d+", service["image"]) or name in OURS, name
-    assert re.findall(r"^USER (.*)$", DOCKERFILE, re.M) == ["10001:10001"]
+    assert re.findall(r"^USER (.*)$", DOCKERFILE, re.M) == ["10001:10001"] * 2  # the worker's and the trainer's
 
 
 def test_workers_drain_and_are_one_a_gpu(services: dict[str, Any]) -> None:
@@ -85,6 +85,16 @@ def test_workers_drain_and_are_one_a_gpu(services: dict[str, Any]) -> None:
         reserved = services[name].get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", [])
         gpus += [device["device_ids"] for device in reserved]
     assert gpus == [["0"], ["1"]]
+
+
+def test_a_worker_may_keep_and_run_compiled_engines(services: dict[str, Any]) -> None:
+    """The image's cache folder is a volume that outlives a container; /tmp, where they are loaded, lets them run."""
+    cache = re.search(r"XDG_CACHE_HOME=(\S+)", DOCKERFILE)
+    assert cache is not None and f"{cache[1]}\n" in DOCKERFILE  # made with its owner, which a new volume takes over
+    for name in ("worker-gpu0", "worker-gpu1", "worker-cpu"):
+        volume = next(volume for volume in services[name]["volumes"] if volume["target"] == cache[1])
+        assert volume["type"] == "volume" and not volume.get("read_only")
+        assert "exec" in next(mount for mount in services[name]["tmpfs"] if mount.startswith("/tmp:")).split(",")
 
 
 def test_settings_that_are_passed_exist(services: dict[str, Any]) -> None:

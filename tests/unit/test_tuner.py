@@ -1,5 +1,6 @@
 """Faster engines beside the work: none that lies, fails or is slow gets in, and one that may loses no batch."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -380,3 +381,29 @@ def test_a_compilation_ends_with_its_worker(tmp_path: Path) -> None:
     thread.join(20)
     assert not thread.is_alive()
     assert failed == ["build_failed"]
+
+
+@pytest.mark.parametrize(("started_with", "left_with"), [(0, 10), (15, 15)])
+def test_it_makes_way_for_the_work_and_asks_for_no_higher_priority(
+    tmp_path: Path, started_with: int, left_with: int
+) -> None:
+    """A process started at a low one may not raise it, and would be left without its tuner."""
+    found: list[int] = []
+    bench = Bench(tmp_path)
+    started_with = max(started_with, os.getpriority(os.PRIO_PROCESS, 0))
+
+    def build(version: Version, precision: str) -> Engine:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        raise EngineError("build_failed", "not here")
+
+    def start() -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), started_with)
+        tuner.start()
+
+    tuner = Tuner(bench.classifier, bench.store, bench.cache, build=build)
+    starter = threading.Thread(target=start)
+    starter.start()
+    starter.join()
+    wait_until(lambda: bool(found), "a candidate")
+    tuner.stop()
+    assert found[0] == max(left_with, started_with)

@@ -59,7 +59,9 @@ def compile_package(job: Job) -> None:
     crop = int(manifest.preprocessing["crop"])
     example = torch.zeros(4, 3, crop, crop, dtype=dtype).contiguous(memory_format=torch.channels_last)
     shapes: Any = ({0: torch.export.Dim("batch", min=1, max=BATCH_MAX)},)
-    options = {"freezing": True, "compile_threads": 1}
+    # Headers compiled in advance would stay in /tmp, 290 MB, in a folder that anyone may have made before, and take
+    # longer than they save.
+    options = {"freezing": True, "compile_threads": 1, "aot_inductor.precompile_headers": False}
     package = Path(job.package)
     temporary = package.with_suffix(f".{os.getpid()}.tmp.pt2")
     try:
