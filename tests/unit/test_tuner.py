@@ -92,7 +92,7 @@ class Bench:
         """Into service, and slow where it is the eager engine."""
         version = self.classifier.load(version_id)
         if not isinstance(version.runner, Fake):
-            slow = replace(version, runner=SlowReference(version, "cpu-fp32", lambda features: features, 0.05))
+            slow = replace(version, runner=SlowReference(version, "cpu-fp32", lambda features: features, 0.1))
             self.classifier._version = slow  # stands for a network that takes its time
         assert self.classifier.version is not None
         return self.classifier.version
