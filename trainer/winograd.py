@@ -18,7 +18,7 @@ BATCH_FROM: Final = 16
 
 def pays(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether wide convolutions are quicker that way on `device` in `dtype`."""
-    available: bool = torch.backends.nnpack.is_available()  # type: ignore[no-untyped-call]
+    available: bool = torch.backends.nnpack.is_available()
     if device.type != "cpu" or dtype != torch.float32 or not available:
         return False
     capabilities = torch.cpu.get_capabilities()
@@ -50,9 +50,9 @@ class _Wide(nn.Module):
         # The switch is the process's, not the thread's: another thread's layers are only slower meanwhile. The
         # context manager for it would also touch a switch that warns on stderr.
         before = bool(torch.backends.mkldnn.enabled)
-        torch.backends.mkldnn.enabled = before and len(inputs) < BATCH_FROM  # type: ignore[assignment]
+        torch.backends.mkldnn.enabled = before and len(inputs) < BATCH_FROM  # type: ignore[assignment]  # a property, to mypy
         try:
             outputs: Tensor = self.layer(inputs.contiguous())
         finally:
-            torch.backends.mkldnn.enabled = before  # type: ignore[assignment]
+            torch.backends.mkldnn.enabled = before  # type: ignore[assignment]  # a property, to mypy
         return outputs

@@ -60,7 +60,7 @@ def entry_ms(entry_id: str | bytes) -> int:
     return min(int(text.partition("-")[0]), LATEST_MS)
 
 
-class _LeavesReplicas:
+class _LeavesReplicas(redis.connection.AbstractConnection):
     """A connection that closes itself when its server turns out to be a read-only replica.
 
     After a fail-over behind one address (a virtual IP, DNS, a managed Redis) the old master may live on as a replica:
@@ -70,9 +70,9 @@ class _LeavesReplicas:
     def read_response(self, *args: Any, **options: Any) -> Any:
         """As the connection's own; a read-only server's refusal becomes a ConnectionError."""
         try:
-            return super().read_response(*args, **options)  # type: ignore[misc]
+            return super().read_response(*args, **options)
         except redis.exceptions.ReadOnlyError as error:
-            self.disconnect()  # type: ignore[attr-defined]
+            super().disconnect()  # type: ignore[no-untyped-call]  # untyped in redis-py
             raise redis.exceptions.ConnectionError("this server is a read-only replica") from error
 
 
@@ -121,15 +121,13 @@ def _through_sentinels(parts: SplitResult, master: str, options: dict[str, Any])
     credentials, at, hosts = parts.netloc.rpartition("@")
     sentinels = [_host_port(host) for host in hosts.split(",")]
     # All but the hosts means what it means in any other URL.
-    target = redis.connection.parse_url(  # type: ignore[no-untyped-call]
-        parts._replace(netloc=f"{credentials}{at}master").geturl()
-    )
+    target = redis.connection.parse_url(parts._replace(netloc=f"{credentials}{at}master").geturl())
     del target["host"]
     tls = {name: value for name, value in target.items() if name.startswith("ssl_")}
     if target.pop("connection_class", None) is not None:
         target["ssl"] = tls["ssl"] = True
-    sentinel = Sentinel(sentinels, sentinel_kwargs=options | tls)  # type: ignore[no-untyped-call]
-    client: redis.Redis = sentinel.master_for(master, **options | target)  # type: ignore[no-untyped-call]
+    sentinel = Sentinel(sentinels, sentinel_kwargs=options | tls)
+    client: redis.Redis = sentinel.master_for(master, **options | target)
     return client
 
 
