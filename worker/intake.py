@@ -4,62 +4,34 @@ Redis streams, consumer group `moderation`. Entries come in by `read` and `take_
 (`publish`), or here: dropped as known, postponed, buried, given back. Knows no pictures, models or threads.
 """
 
-import json
 import logging
-import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
 from worker import bus
+from worker.entry import SUSPECT_DELIVERIES, Entry, Malformed, parse
 from worker.errors import UnavailableError
-from worker.verdict import CONTENT_ID_PATTERN
 
 logger = logging.getLogger(__name__)
 
 STREAMS = (bus.UPLOADS, bus.BACKFILL)
 ALONE_TTL_S = 86400
-SUSPECT_DELIVERIES = 2
+BROKEN_DEVICE = b"device:"
 # A consumer without claims that has not been heard of for so long belongs to a process that is gone.
 CONSUMER_IDLE_MS = 3_600_000
 # What a clean stop gives back is idle enough at once for the others to take it.
 GIVEN_BACK_IDLE_MS = 60_000
 DUE_AT_ONCE = 500
-MALFORMED_CUT_BYTES = 128
-
-_id_pattern = re.compile(CONTENT_ID_PATTERN.encode())
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One content ID in work. Times are milliseconds on Redis's clock."""
+class Fates(NamedTuple):
+    """Of the processes that judged nothing but one entry: how many died, and of how many the device broke."""
 
-    stream: str
-    entry_id: bytes
-    content_id: str
-    rescan: bool
-    enqueued_ms: int
-    deliveries: int = 1
-    attempt: int = 0
-    failing_since_ms: int | None = None
-
-    @property
-    def backfill(self) -> bool:
-        """Whether it waits in the stream that uploads go before."""
-        return self.stream == bus.BACKFILL
-
-    @property
-    def suspect(self) -> bool:
-        """Whether it was in a process that died or lost its claim; such an entry is judged alone."""
-        return self.deliveries >= SUSPECT_DELIVERIES
-
-    @property
-    def alone_key(self) -> str:
-        """Names the processes that judged nothing but this entry and have not said since that they live."""
-        return f"{bus.ALONE_PREFIX}{self.stream.rpartition(':')[2]}:{self.entry_id.decode()}"
+    deaths: int
+    broken_devices: int
 
 
 class Intake:
@@ -138,21 +110,14 @@ class Intake:
                 gone = {id(entry) for entry, done in zip(known, pipeline.execute(), strict=True) if done == 1}
         return [entry for entry in entries if id(entry) not in gone]
 
-    def postpone(self, entry: Entry, pause_ms: int, now_ms: int) -> bool:
+    def postpone(self, entry: Entry, reason: str, pause_ms: int, now_ms: int) -> bool:
         """Puts an entry aside for its next attempt; False where it is somebody else's by now."""
-        member = {
-            "content_id": entry.content_id,
-            "backfill": int(entry.backfill),
-            "rescan": int(entry.rescan),
-            "enqueued_ms": entry.enqueued_ms,
-            "failing_since_ms": entry.failing_since_ms or now_ms,
-            "attempt": entry.attempt + 1,
-        }
+        member = entry.retry_member(reason, now_ms)
         with bus.translated():
             return bool(
                 self._postpone(
                     keys=[entry.stream, bus.RETRY, entry.alone_key],
-                    args=[bus.GROUP, entry.entry_id, pause_ms, json.dumps(member)],
+                    args=[bus.GROUP, entry.entry_id, pause_ms, member],
                 )
             )
 
@@ -161,21 +126,31 @@ class Intake:
         with bus.translated():
             return int(self._due(keys=[bus.RETRY, bus.UPLOADS, bus.BACKFILL], args=[DUE_AT_ONCE]))
 
-    def mark_alone(self, entry: Entry) -> int:
-        """Notes that this process is about to judge the entry alone; returns how many others died of that before.
+    def mark_alone(self, entry: Entry) -> Fates:
+        """Notes that this process is about to judge the entry alone; returns what others before it met with.
 
         A set of processes, so that asking twice counts once.
         """
         with bus.translated(), self._redis.pipeline(transaction=True) as pipeline:
             pipeline.sadd(entry.alone_key, self.consumer)
             pipeline.expire(entry.alone_key, ALONE_TTL_S)
-            pipeline.scard(entry.alone_key)
-            return int(pipeline.execute()[2]) - 1
+            pipeline.smembers(entry.alone_key)
+            marks: set[bytes] = pipeline.execute()[2] - {self.consumer.encode()}
+        broken = sum(mark.startswith(BROKEN_DEVICE) for mark in marks)
+        return Fates(deaths=len(marks) - broken, broken_devices=broken)
 
     def unmark_alone(self, entry: Entry) -> None:
         """Takes this process's mark back: it survived."""
         with bus.translated():
             self._redis.srem(entry.alone_key, self.consumer)
+
+    def blame_device(self, entry: Entry) -> None:
+        """Turns this process's mark into one that says: it ends because its device broke, whoever broke it."""
+        with bus.translated(), self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.srem(entry.alone_key, self.consumer)
+            pipeline.sadd(entry.alone_key, BROKEN_DEVICE + self.consumer.encode())
+            pipeline.expire(entry.alone_key, ALONE_TTL_S)
+            pipeline.execute()
 
     def prune_consumers(self) -> None:
         """Removes the consumers of processes long gone."""
@@ -223,54 +198,26 @@ class Intake:
     def _parse(self, stream: str, raw: Iterable[tuple[bytes, dict[bytes, bytes], int]]) -> list[Entry]:
         entries = []
         for entry_id, fields, deliveries in raw:
-            content_id = fields.get(b"content_id")
-            added_ms = bus.entry_ms(entry_id)
-            enqueued_ms = min(_number(fields.get(b"enqueued_ms"), added_ms), added_ms)
-            rescan = fields.get(b"rescan") == b"1"
-            if content_id is None or _id_pattern.match(content_id) is None:
-                try:
-                    self._bury_malformed(stream, entry_id, content_id, rescan, enqueued_ms)
-                except UnavailableError as error:  # left to be taken over, and no reason to leave the others, too
-                    logger.error("%s cannot be put among the dead letters: %s", entry_id.decode(), error)
+            entry = parse(stream, entry_id, fields, deliveries)
+            if isinstance(entry, Entry):
+                entries.append(entry)
                 continue
-            since = min(_number(fields.get(b"failing_since_ms"), 0), added_ms)
-            entries.append(
-                Entry(
-                    stream=stream,
-                    entry_id=entry_id,
-                    content_id=content_id.decode(),
-                    rescan=rescan,
-                    enqueued_ms=enqueued_ms,
-                    deliveries=deliveries,
-                    attempt=_number(fields.get(b"attempt"), 0),
-                    failing_since_ms=since or None,
-                )
-            )
+            try:
+                self._bury_malformed(stream, entry)
+            except UnavailableError as error:  # left to be taken over, and no reason to leave the others, too
+                logger.error("%s cannot be put among the dead letters: %s", entry_id.decode(), error)
         return entries
 
-    def _bury_malformed(
-        self, stream: str, entry_id: bytes, content_id: bytes | None, rescan: bool, enqueued_ms: int
-    ) -> None:
-        detail = "no field content_id" if content_id is None else "not 1 to 128 characters of A-Z a-z 0-9 _ -"
+    def _bury_malformed(self, stream: str, entry: Malformed) -> None:
         with bus.translated():
             self._bury(
                 keys=[stream, bus.DEAD_LETTER],
                 args=[
-                    bus.GROUP, entry_id, (content_id or b"")[:MALFORMED_CUT_BYTES], "malformed_id", detail,
-                    int(rescan), enqueued_ms,
+                    bus.GROUP, entry.entry_id, entry.content_id, "malformed_id", entry.detail, int(entry.rescan),
+                    entry.enqueued_ms,
                 ],
             )  # fmt: skip
 
 
 def _settled(document: bytes) -> bool:
     return b'"decided"' in document and b'"content_sha256":null' not in document
-
-
-def _number(value: bytes | None, default: int) -> int:
-    """A whole number of at most 15 digits from a stream entry, which anyone may have written."""
-    return int(value) if value is not None and value.isdigit() and len(value) <= 15 else default
-
-
-def pause_ms(attempt: int, first_ms: int = 1000, longest_ms: int = 60_000) -> int:
-    """How long to wait before attempt number `attempt` + 1: doubling, with a ceiling."""
-    return int(min(longest_ms, first_ms * 2 ** min(attempt, 16)))

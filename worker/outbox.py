@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from worker.entry import Entry
 from worker.errors import ModerationError
-from worker.intake import Entry, Intake
+from worker.intake import Intake
 from worker.metrics import Metrics
 from worker.publish import Outcome, Published, Publisher
 from worker.verdict import Undecided
@@ -29,9 +30,10 @@ PAUSE_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Postponement:
-    """An entry that will be tried again after a pause; `now_ms` is Redis's clock."""
+    """An entry that failed for a reason that may pass, and is tried again; `now_ms` is Redis's clock."""
 
     entry: Entry
+    reason: str
     pause_ms: int
     now_ms: int
 
@@ -121,7 +123,7 @@ class Outbox:
                 refused.append(result)
                 continue
             try:
-                self._intake.postpone(result.entry, result.pause_ms, result.now_ms)
+                self._intake.postpone(result.entry, result.reason, result.pause_ms, result.now_ms)
             except ModerationError as why:  # the others may be taken all the same
                 refused.append(result)
                 error = why

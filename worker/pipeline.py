@@ -22,9 +22,10 @@ from worker.batcher import Batcher
 from worker.classifier import Scores
 from worker.content import ContentStore
 from worker.decode import DecoderPool
+from worker.entry import Entry, pause_ms
 from worker.errors import ContentError, ModerationError
 from worker.fetch import FetchPool
-from worker.intake import Entry, Intake, pause_ms
+from worker.intake import Intake
 from worker.metrics import Metrics
 from worker.model.preprocessing import Decoded
 from worker.outbox import Outbox, Postponement
@@ -249,10 +250,12 @@ class Pipeline:
         if error.reason not in window_s:
             raise error
         now_ms = self._intake.now_ms()
-        left_ms = int(window_s[error.reason] * 1000) - (now_ms - (item.entry.failing_since_ms or now_ms))
+        failing_ms = now_ms - item.entry.failing_since_ms.get(error.reason, now_ms)
+        left_ms = int(window_s[error.reason] * 1000) - failing_ms
         if left_ms <= 0:
             raise error
-        self._outbox.put(Postponement(item.entry, min(pause_ms(item.entry.attempt), left_ms), now_ms))
+        pause = min(pause_ms(item.entry.attempt), left_ms)
+        self._outbox.put(Postponement(item.entry, error.reason, pause, now_ms))
 
     def _undecide(self, item: Item, error: ContentError) -> None:
         self._outbox.put(Outcome(item.entry, self._undecided(item, error)))

@@ -13,8 +13,8 @@ import redis
 
 from worker import bus
 from worker.corrections import check_label
+from worker.entry import Entry
 from worker.errors import ModerationError, UnavailableError
-from worker.intake import Entry
 from worker.verdict import Note, ReviewPlacement, Undecided, Verdict, by_person, unset_last_fields, withheld
 
 PublishResult = Literal["published", "withheld", "opened", "duplicate", "unchanged", "gone"]

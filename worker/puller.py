@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Callable
 
 from worker import bus
+from worker.entry import Entry
 from worker.errors import ModerationError, UnavailableError
-from worker.intake import Entry, Intake
+from worker.intake import Intake
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
 
@@ -24,6 +25,9 @@ PRUNE_S = 600.0
 # to others while it warms up.
 FIRST_IN_WORK = 8
 MOST_DEATHS_ALONE = 3
+# A device breaks by itself far more often than by a picture, and then takes every picture's process with it: only
+# so many say that it is this picture.
+MOST_BROKEN_DEVICES = 10
 # How long a suspect waits for the process to be empty before others get another turn.
 SUSPECT_PATIENCE_S = 10.0
 # A fetch should end by its own time limit; after this many of them it never will.
@@ -99,21 +103,23 @@ class Puller:
             with contextlib.suppress(ModerationError):
                 self._intake.refresh(self._held())
         rest = self._held()
-        with contextlib.suppress(ModerationError):
-            self.absolve()
+        alone = self._alone
+        if alone is not None:  # whatever ends this process now, a clean stop is no death
+            with contextlib.suppress(ModerationError):
+                self._intake.unmark_alone(alone)
         try:
             self._intake.give_back(rest)
         except ModerationError:
             logger.warning("%d claims could not be given back; they are taken over when idle", len(rest))
 
-    def absolve(self) -> None:
-        """Says that whatever ends this process now, the picture judged alone is not its cause.
+    def blame_device(self) -> None:
+        """Says that this process ends because its device broke: the picture judged alone has not killed it.
 
         Raises UnavailableError.
         """
         alone = self._alone  # another thread may ask
         if alone is not None:
-            self._intake.unmark_alone(alone)
+            self._intake.blame_device(alone)
 
     def _run(self) -> None:
         failures = 0
@@ -196,11 +202,13 @@ class Puller:
     def _judge_alone(self) -> None:
         """The next suspect, with nothing else in the process, and marked first: a death then names its cause."""
         entry = self._suspects[0]
-        deaths = self._intake.mark_alone(entry)
+        deaths, broken_devices = self._intake.mark_alone(entry)
         self._suspects.popleft()
         self._alone = entry
         if deaths >= MOST_DEATHS_ALONE:
             self._pipeline.condemn(entry, f"{deaths} processes died while they judged nothing else.")
+        elif broken_devices >= MOST_BROKEN_DEVICES:
+            self._pipeline.condemn(entry, f"{broken_devices} processes had their device break on it alone.")
         else:
             self._pipeline.accept([entry])
 
@@ -209,8 +217,9 @@ class Puller:
         self._watch()
         patience = FETCH_DEADLINES if self._alone is None else 1  # others wait for the end of what is judged alone
         self._pipeline.leave_overdue(patience * self._fetch_timeout_s, self._claim_deadline_s)
-        self._intake.refresh(self._held())
+        self._intake.now_ms()  # nothing below this line is asked of a server that is away
         self._connected()
+        self._intake.refresh(self._held())
         try:
             self._intake.wake_due()
         except ModerationError as error:  # a stream that takes no entry must not end take-over and the watchdog

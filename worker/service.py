@@ -200,9 +200,9 @@ class Service:
             self._presence.announce(version.id, version.engine, len(self._pipeline.in_work()))
 
     def _give_up(self, error: BaseException) -> None:
-        """The device is broken. What was judged alone on it is not to blame, and must not look as if it had killed."""
+        """The device is broken. What was judged alone on it must not look as if it had killed this process."""
         with contextlib.suppress(Exception):  # nothing may keep this process from ending
-            self._puller.absolve()
+            self._puller.blame_device()
         self._on_broken(error)
 
     def _on_batch(self, images: int, waits_s: Sequence[float], forward_s: float) -> None:

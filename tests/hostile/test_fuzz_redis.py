@@ -44,7 +44,17 @@ RAW = st.one_of(
     ),
 )  # fmt: skip
 NAMES = st.sampled_from(
-    [b"content_id", b"rescan", b"enqueued_ms", b"failing_since_ms", b"attempt", b"label", b"by", b"content_sha256"]
+    [
+        b"content_id",
+        b"rescan",
+        b"enqueued_ms",
+        b"not_found_since_ms",
+        b"fetch_failed_since_ms",
+        b"attempt",
+        b"label",
+        b"by",
+        b"content_sha256",
+    ]
 )
 FIELDS = st.dictionaries(st.one_of(NAMES, st.binary(max_size=20)), RAW, min_size=1, max_size=8)
 BATCHES = st.lists(st.tuples(st.sampled_from([bus.UPLOADS, bus.BACKFILL, bus.CORRECTIONS]), FIELDS), max_size=12)

@@ -10,8 +10,9 @@ import redis
 
 from tests.support.worker import Broker
 from worker import bus, deadletter
+from worker.entry import Entry
 from worker.errors import UnavailableError, UsageError
-from worker.intake import Entry, Intake
+from worker.intake import Intake
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -7,9 +7,12 @@ from pathlib import Path
 
 from celery import Celery
 
+from tests.support.flaky_content import FlakyContent
 from tests.support.pictures import picture
 from tests.support.place import Place
 from tests.support.waiting import wait_until
+from tests.support.worker import free_port
+from worker.intake import Intake
 
 
 def test_hung_fetches_stop_nobody_else(place: Place) -> None:
@@ -56,7 +59,7 @@ def test_entries_from_the_far_future_are_judged(place: Place) -> None:
     worker = place.start_worker().wait_ready()
     far, odd = place.add(), place.add(b"no picture")
     raw = place.broker.client()
-    raw.xadd("moderation:uploads", {"content_id": odd, "failing_since_ms": "999999999999999"})
+    raw.xadd("moderation:uploads", {"content_id": odd, "not_found_since_ms": "999999999999999"})
     raw.xadd("moderation:uploads", {"content_id": far}, id="300000000000000-0")
     found = place.client.wait([far, odd], 30)
     assert found[far].label == "approved"
@@ -143,6 +146,24 @@ def test_a_device_that_hangs_again_and_again_condemns_nothing(place: Place) -> N
     assert place.broker.client().xlen("moderation:dead-letter") == 0
 
 
+def test_a_picture_that_breaks_every_device_is_given_up(place: Place) -> None:
+    """Ten processes have had their device broken by it alone: it is dead-lettered, and ends no eleventh."""
+    content_id = place.add()
+    raw = place.broker.client()
+    raw.xgroup_create("moderation:uploads", "moderation", id="0", mkstream=True)
+    place.client.submit(content_id)
+    for number in range(10):
+        intake = Intake(raw, f"broken{number}", takeover_idle_s=0)
+        [entry] = intake.take_over(1) or intake.read(["moderation:uploads"], 1)
+        assert intake.mark_alone(entry) == (0, number)
+        intake.blame_device(entry)
+    worker = place.start_worker(app="tests.support.hanging_app", forward_timeout_s="2", takeover_idle_s="1")
+    assert place.client.wait(content_id, 60)[content_id].reasons == ("model_failed",)
+    assert worker.process.poll() is None
+    (_, letter), = raw.xrange("moderation:dead-letter")  # fmt: skip
+    assert letter[b"reason"] == b"killed_its_worker" and b"10 processes" in letter[b"detail"]
+
+
 def test_a_device_that_hangs_does_not_keep_a_worker_from_stopping(place: Place) -> None:
     """SIGTERM while a batch never ends: what it held goes back at once, and the process ends by itself."""
     ids = [place.add() for _ in range(3)]
@@ -219,6 +240,47 @@ def test_pauses_between_attempts_grow(place: Place) -> None:
     wait_until(third_attempt_waits, "four attempts", 60)
     pauses = [due[attempt + 1] - due[attempt] for attempt in (1, 2, 3)]
     assert pauses[0] >= 2000 and pauses[1] >= 4000 and pauses[2] >= 8000, pauses
+
+
+def test_a_store_that_was_away_leaves_the_picture_its_time_to_appear(place: Place) -> None:
+    """Away for longer than a missing picture is waited for, then without the picture: it is waited for all the same."""
+    port = free_port()
+    content_url = f"http://127.0.0.1:{port}/{{content_id}}"
+    place.start_worker(content_url=content_url, not_found_retry_s="6", fetch_failed_retry_s="600").wait_ready()
+    content_id = place.add()
+    (place.content / content_id).rename(place.folder / "later")
+    place.client.submit(content_id)
+    raw = place.broker.client()
+
+    def waits_with(field: str, at_least_ms: int = 0) -> bool:
+        seconds, micros = raw.time()
+        members = [json.loads(member) for member in raw.zrange("moderation:retry", 0, -1)]
+        return any(seconds * 1000 + micros // 1000 - m[field] > at_least_ms for m in members if field in m)
+
+    wait_until(lambda: waits_with("fetch_failed_since_ms", 6500), "the store to be away for long", 60)
+    with FlakyContent(place.content, 0, port=port):
+        wait_until(lambda: waits_with("not_found_since_ms"), "a 404 that is waited for", 60)
+        (place.folder / "later").rename(place.content / content_id)
+        assert place.client.wait(content_id, 60)[content_id].label == "approved"
+
+
+def test_without_redis_an_idle_worker_is_never_ready(place: Place) -> None:
+    """Nothing in work, so nothing has to be told to Redis: it is noticed all the same, and stays so."""
+    worker = place.start_worker().wait_ready()
+    place.broker.kill()
+    wait_until(lambda: worker.get("/readyz")[0] == 503, "the outage to be noticed", 30)
+    seen: list[int] = []
+    ends = time.monotonic() + 4
+
+    def over() -> bool:
+        seen.append(worker.get("/readyz")[0])
+        return time.monotonic() > ends
+
+    wait_until(over, "four seconds of outage", 30)
+    assert set(seen) == {503}, f"{seen.count(200)} of {len(seen)} answers said ready"
+    assert worker.get("/healthz")[0] == 200
+    place.broker.start()
+    worker.wait_ready()
 
 
 def test_a_slow_picture_keeps_no_other_waiting(place: Place) -> None:

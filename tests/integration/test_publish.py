@@ -9,8 +9,9 @@ import redis
 from tests.support.waiting import wait_until
 from tests.support.worker import Broker
 from worker import bus
+from worker.entry import Entry
 from worker.errors import UnavailableError
-from worker.intake import Entry, Intake
+from worker.intake import Intake
 from worker.publish import Outcome, Publisher
 from worker.verdict import Probabilities, Undecided, Verdict, parse
 

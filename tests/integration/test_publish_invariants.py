@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from tests.support.worker import Broker
 from worker import bus
 from worker.client import Moderation
+from worker.entry import Entry
 from worker.errors import UnavailableError
-from worker.intake import Entry, Intake
+from worker.intake import Intake
 from worker.overrule import Overruler
 from worker.publish import Outcome, Publisher
 from worker.verdict import Placement, Undecided, Verdict, parse
@@ -123,6 +124,7 @@ class Model:
     alive: set[tuple[str, bytes]] = field(default_factory=set)
     person: str | None = None
     unseen: bool = False
+    answered_ms: int = 0  # when the latest rescan that a model answered was asked for
 
     def correct(self, kind: str) -> None:
         """A person decides, perhaps before any bytes were seen."""
@@ -136,12 +138,17 @@ class Model:
             return "gone"
         self.alive.discard(place(entry))
         kind = self.person or kind
+        late = entry.rescan and self.answered_ms > entry.enqueued_ms
+        if entry.rescan and kind in DECISIONS and not late:
+            self.answered_ms = entry.enqueued_ms
         if self.effective:
             standing = self.effective[-1]
             if kind not in DECISIONS or (standing in DECISIONS and not entry.rescan):
                 return "duplicate"
             if standing == kind:
                 return "unchanged"
+            if standing in DECISIONS and late:
+                return "duplicate"
         self.effective.append(kind)
         return "published"
 
@@ -180,7 +187,7 @@ def test_any_sequence_leaves_exactly_one_effective_verdict(broker: Broker, steps
             assert [published.result for published in became] == [model.publish(entry, kind) for entry, kind in chosen]
         elif what == "retry" and entries:
             entry = entries[how % len(entries)]
-            assert desk.intake.postpone(entry, 0, desk.intake.now_ms()) == (place(entry) in model.alive)
+            assert desk.intake.postpone(entry, "not_found", 0, desk.intake.now_ms()) == (place(entry) in model.alive)
             if place(entry) in model.alive:
                 model.alive.discard(place(entry))
                 assert desk.intake.wake_due() == 1
@@ -344,7 +351,7 @@ def test_no_key_without_a_ttl_but_those_that_live_on(desk: Desk) -> None:
     desk.publish(alone, "approved")
     assert desk.redis.exists(alone.alone_key) == 0
     desk.intake.mark_alone(postponed := desk.deliver("postponed"))
-    desk.intake.postpone(postponed, 60_000, desk.intake.now_ms())
+    desk.intake.postpone(postponed, "not_found", 60_000, desk.intake.now_ms())
     assert desk.redis.exists(postponed.alone_key) == 0
     desk.publisher.publish([Outcome(desk.deliver("dead"), document("dead", "unreadable"), dead_letter=("x", "y"))])
     lasting = {key.encode() for key in (bus.UPLOADS, bus.BACKFILL, bus.VERDICTS, bus.DEAD_LETTER, bus.RETRY)}
@@ -353,7 +360,7 @@ def test_no_key_without_a_ttl_but_those_that_live_on(desk: Desk) -> None:
 
 GARBAGE_MEMBERS = [
     "", "null", "{", "5", "[]", '{"content_id":null}', '{"content_id":{}}', '{"content_id":5}',
-    '{"content_id":"x","rescan":"often","enqueued_ms":null,"failing_since_ms":[],"attempt":{}}',
+    '{"content_id":"x","rescan":"often","enqueued_ms":null,"not_found_since_ms":[],"fetch_failed_since_ms":-5,"attempt":{}}',
     '{"content_id":"x","enqueued_ms":1e400}', '{"content_id":"../x"}',
 ]  # fmt: skip
 
@@ -362,7 +369,7 @@ def test_garbage_among_what_waits_for_another_attempt_holds_up_nothing(desk: Des
     """Members that are none of ours go; ours come back, and so does what names an ID at all."""
     for member in GARBAGE_MEMBERS:
         desk.redis.zadd(bus.RETRY, {member: 1})
-    desk.intake.postpone(desk.deliver("ours", rescan=True), 0, desk.intake.now_ms())
+    desk.intake.postpone(desk.deliver("ours", rescan=True), "not_found", 0, desk.intake.now_ms())
     assert desk.intake.wake_due() == len(GARBAGE_MEMBERS) + 1
     assert desk.redis.zcard(bus.RETRY) == 0
     read = desk.intake.read([bus.UPLOADS], 100)
@@ -373,7 +380,7 @@ def test_garbage_among_what_waits_for_another_attempt_holds_up_nothing(desk: Des
 
 def test_what_is_not_due_yet_waits(desk: Desk) -> None:
     """A postponed entry comes back after its pause, not before."""
-    desk.intake.postpone(desk.deliver(), 600_000, desk.intake.now_ms())
+    desk.intake.postpone(desk.deliver(), "not_found", 600_000, desk.intake.now_ms())
     assert desk.intake.wake_due() == 0
     assert (desk.waiting(), desk.redis.zcard(bus.RETRY)) == (0, 1)
     ((_, due_ms),) = desk.redis.zrange(bus.RETRY, 0, -1, withscores=True)
@@ -383,7 +390,7 @@ def test_what_is_not_due_yet_waits(desk: Desk) -> None:
 def test_a_stream_that_cannot_take_it_back_loses_nothing(desk: Desk) -> None:
     """The uploads' key is of another type for a while: what is due stays until it can go back."""
     entry = desk.deliver("a", backfill=True)
-    desk.intake.postpone(entry, 0, desk.intake.now_ms())
+    desk.intake.postpone(entry, "not_found", 0, desk.intake.now_ms())
     desk.redis.delete(bus.BACKFILL)
     desk.redis.set(bus.BACKFILL, "no stream")
     with pytest.raises(UnavailableError):

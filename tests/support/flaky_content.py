@@ -23,9 +23,10 @@ class FlakyContent:
     Args:
         seed: of the dice that choose them.
         hang_s: how long a request hangs that does; longer than the workers' fetch time-out.
+        port: where it listens; any free one by default.
     """
 
-    def __init__(self, folder: Path, seed: int, *, slow_s: float = 0.5, hang_s: float = 4.0) -> None:
+    def __init__(self, folder: Path, seed: int, *, slow_s: float = 0.5, hang_s: float = 4.0, port: int = 0) -> None:
         self.share = 0.0
         self.met = dict.fromkeys(TROUBLES, 0)
         self._folder = folder
@@ -44,7 +45,7 @@ class FlakyContent:
             def log_message(self, format: str, *args: Any) -> None:
                 """A line a picture would drown everything else."""
 
-        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", port), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_port}/{{content_id}}"

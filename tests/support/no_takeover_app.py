@@ -1,7 +1,8 @@
 """The tiny app whose workers never take over what a dead one left: what the chaos suite must notice."""
 
 from tests.support.tiny_app import app
-from worker.intake import Entry, Intake
+from worker.entry import Entry
+from worker.intake import Intake
 
 
 def _takes_nothing(self: Intake, count: int) -> list[Entry]:

@@ -13,7 +13,8 @@ from worker import bus
 from worker.batcher import Batcher
 from worker.content import ContentStore
 from worker.decode import DecoderPool
-from worker.intake import Entry, Intake
+from worker.entry import Entry
+from worker.intake import Intake
 from worker.metrics import Metrics
 from worker.model.preprocessing import DecodeLimits, Preprocessing
 from worker.pipeline import Pipeline, Rules

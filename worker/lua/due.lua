@@ -2,7 +2,8 @@
 --
 -- KEYS  1 moderation:retry   2 moderation:uploads   3 moderation:backfill
 -- ARGV  1 how many at most
--- A member is JSON: content_id, backfill, rescan (0/1), enqueued_ms, failing_since_ms, attempt (numbers).
+-- A member is JSON: content_id, backfill, rescan (0/1), enqueued_ms, attempt (numbers), and since when it has failed
+-- for a reason, in ms: not_found_since_ms, fetch_failed_since_ms (0 or missing: never for this one).
 -- Returns how many went back.
 
 local time = redis.call('TIME')
@@ -14,7 +15,8 @@ for _, member in ipairs(due) do
     redis.call('XADD', item.backfill == 1 and KEYS[3] or KEYS[2], '*',
       'content_id', item.content_id, 'rescan', string.format('%.0f', tonumber(item.rescan) or 0),
       'enqueued_ms', string.format('%.0f', tonumber(item.enqueued_ms) or now),
-      'failing_since_ms', string.format('%.0f', tonumber(item.failing_since_ms) or now),
+      'not_found_since_ms', string.format('%.0f', tonumber(item.not_found_since_ms) or 0),
+      'fetch_failed_since_ms', string.format('%.0f', tonumber(item.fetch_failed_since_ms) or 0),
       'attempt', string.format('%.0f', tonumber(item.attempt) or 0))
   end
   redis.call('ZREM', KEYS[1], member)

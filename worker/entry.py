@@ -1,0 +1,106 @@
+"""One entry of the intake: what the fields of a stream entry say, and what is kept of it for its next attempt.
+
+Bytes that anyone may have written go in, an `Entry` or a `Malformed` comes out. Knows no connection.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from worker import bus
+from worker.verdict import CONTENT_ID_PATTERN
+
+SUSPECT_DELIVERIES = 2
+# What may pass by itself; how long each has lasted is kept with what waits for its next attempt.
+PASSING_REASONS = ("not_found", "fetch_failed")
+MALFORMED_CUT_BYTES = 128
+
+_id_pattern = re.compile(CONTENT_ID_PATTERN.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One content ID in work. Times are milliseconds on Redis's clock."""
+
+    stream: str
+    entry_id: bytes
+    content_id: str
+    rescan: bool
+    enqueued_ms: int
+    deliveries: int = 1
+    attempt: int = 0
+    failing_since_ms: Mapping[str, int] = field(default_factory=dict)
+    """By reason: the store may be away first, and the object not be there yet when it is back."""
+
+    @property
+    def backfill(self) -> bool:
+        """Whether it waits in the stream that uploads go before."""
+        return self.stream == bus.BACKFILL
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it was in a process that died or lost its claim; such an entry is judged alone."""
+        return self.deliveries >= SUSPECT_DELIVERIES
+
+    @property
+    def alone_key(self) -> str:
+        """Names the processes that judged nothing but this entry and have not said since that they live."""
+        return f"{bus.ALONE_PREFIX}{self.stream.rpartition(':')[2]}:{self.entry_id.decode()}"
+
+    def retry_member(self, reason: str, now_ms: int) -> str:
+        """What waits in `moderation:retry`, as due.lua reads it."""
+        since = {reason: now_ms} | dict(self.failing_since_ms)
+        return json.dumps(
+            {
+                "content_id": self.content_id,
+                "backfill": int(self.backfill),
+                "rescan": int(self.rescan),
+                "enqueued_ms": self.enqueued_ms,
+                "attempt": self.attempt + 1,
+                **{f"{name}_since_ms": ms for name, ms in since.items()},
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """An entry that names no content ID: the beginning of what it has instead, and what is wrong with it."""
+
+    entry_id: bytes
+    content_id: bytes
+    detail: str
+    rescan: bool
+    enqueued_ms: int
+
+
+def parse(stream: str, entry_id: bytes, fields: Mapping[bytes, bytes], deliveries: int) -> Entry | Malformed:
+    """Reads a stream entry. A field that makes no sense is as if it were not there, but for the content ID."""
+    content_id = fields.get(b"content_id")
+    added_ms = bus.entry_ms(entry_id)
+    enqueued_ms = min(_number(fields.get(b"enqueued_ms"), added_ms), added_ms)
+    rescan = fields.get(b"rescan") == b"1"
+    if content_id is None or _id_pattern.match(content_id) is None:
+        detail = "no field content_id" if content_id is None else "not 1 to 128 characters of A-Z a-z 0-9 _ -"
+        return Malformed(entry_id, (content_id or b"")[:MALFORMED_CUT_BYTES], detail, rescan, enqueued_ms)
+    since = {reason: _number(fields.get(f"{reason}_since_ms".encode()), 0) for reason in PASSING_REASONS}
+    return Entry(
+        stream=stream,
+        entry_id=entry_id,
+        content_id=content_id.decode(),
+        rescan=rescan,
+        enqueued_ms=enqueued_ms,
+        deliveries=deliveries,
+        attempt=_number(fields.get(b"attempt"), 0),
+        failing_since_ms={reason: min(ms, added_ms) for reason, ms in since.items() if ms},
+    )
+
+
+def pause_ms(attempt: int, first_ms: int = 1000, longest_ms: int = 60_000) -> int:
+    """How long to wait before attempt number `attempt` + 1: doubling, with a ceiling."""
+    return int(min(longest_ms, first_ms * 2 ** min(attempt, 16)))
+
+
+def _number(value: bytes | None, default: int) -> int:
+    """A whole number of at most 15 digits from a stream entry, which anyone may have written."""
+    return int(value) if value is not None and value.isdigit() and len(value) <= 15 else default
