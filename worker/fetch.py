@@ -60,6 +60,12 @@ class FetchPool:
             logger.error("the fetch of %s hangs and is given up after %g s", fetch.content_id, after_s)
             fetch.done(ContentError("fetch_failed", f"It did not end within {after_s:g} s."), now - fetch.started)
 
+    def running_for(self, at_least_s: float) -> int:
+        """How many fetches have run for so long already."""
+        since = time.monotonic() - at_least_s
+        with self._lock:
+            return sum(fetch.started <= since for fetch in self._running)
+
     def all_hang(self) -> bool:
         """Whether every thread is stuck in a fetch that was given up: nothing can be fetched any more."""
         with self._lock:

@@ -57,10 +57,16 @@ class Outbox:
         self._intake = intake
         self._metrics = metrics
         self._on_done = on_done
+        self._refused = 0
         self._closing = threading.Event()
         self._queue: queue.SimpleQueue[Outcome | Postponement | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
+
+    @property
+    def refused(self) -> int:
+        """How many results Redis has refused so far, and will be given again."""
+        return self._refused
 
     def put(self, result: Outcome | Postponement) -> None:
         """Queues a result."""
@@ -85,6 +91,7 @@ class Outbox:
                 # Whatever it is, this thread is the only way out of the process and must go on.
                 kept, error = list(results.values()), unexpected
             refused |= {_key(result): result for result in kept}
+            self._refused = len(refused)
             if error is None:
                 failures = 0
                 continue

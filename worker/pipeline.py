@@ -16,8 +16,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from worker.batcher import Batcher
 from worker.classifier import Scores
 from worker.content import ContentStore
@@ -117,6 +115,10 @@ class Pipeline:
         with self._changed:
             return list(self._items.values())
 
+    def held_up(self) -> int:
+        """Of the pictures in work, how many wait for somebody else: for a fetch that takes long, or for Redis."""
+        return self._fetchers.running_for(RATE_WINDOW_S) + self._outbox.refused
+
     def judged_lately(self) -> int:
         """Pictures finished within the rate window."""
         with self._changed:
@@ -199,13 +201,14 @@ class Pipeline:
     def _decide(self, item: Item, scores: Scores) -> Verdict:
         manifest = scores.version.manifest
         thresholds = Thresholds(manifest.ban_threshold, manifest.review_threshold)
+        frames = scores.probabilities.tolist()
         decision = decide(
-            scores.probabilities.tolist(),
+            frames,
             thresholds,
             review_placement=self._rules.review_placement,
             audited=picked_for_audit(item.entry.content_id, self._rules.audit_share),
         )
-        approved, not_suitable, risked = np.round(scores.probabilities[decision.frame].astype(np.float64), 6).tolist()
+        approved, not_suitable, risked = (round(probability, 6) for probability in frames[decision.frame])
         return Verdict(
             content_id=item.entry.content_id,
             label=decision.label,

@@ -169,9 +169,13 @@ class Puller:
         return not self._pipeline.in_work()
 
     def _room(self) -> int:
-        """How many more entries may be in work: two batches, and no more than was judged in the last seconds."""
-        most = min(2 * self._max_batch, max(FIRST_IN_WORK, self._pipeline.judged_lately()))
-        return most - len(self._pipeline.in_work())
+        """How many more entries may be in work: two batches, and no more than was judged in the last seconds.
+
+        What is held up elsewhere is no sign of a slow process: others need not wait for it.
+        """
+        in_work = len(self._pipeline.in_work())
+        judging = in_work - self._pipeline.held_up()
+        return min(2 * self._max_batch - in_work, max(FIRST_IN_WORK, self._pipeline.judged_lately()) - judging)
 
     def _claim(self, room: int) -> None:
         """Claims new entries, uploads before backfill; with nothing there and no suspect, waits for the first."""

@@ -40,6 +40,19 @@ def test_hung_fetches_stop_nobody_else(place: Place) -> None:
     assert place.workers[1].get("/healthz")[0] == 200
 
 
+def test_fetches_that_hang_take_no_room(place: Place) -> None:
+    """More of them than an idle process may have in work: whatever comes later is claimed and judged all the same."""
+    hung = [f"hung{n}" for n in range(12)]
+    for content_id in hung:
+        os.mkfifo(place.content / content_id)
+    place.start_worker(fetch_timeout_s="60").wait_ready()
+    place.client.submit(hung)
+    raw = place.broker.client()
+    wait_until(lambda: raw.xpending("moderation:uploads", "moderation")["pending"] == 12, "all claims", 30)
+    for _ in range(3):
+        assert place.judge(place.add(), timeout_s=30).popitem()[1].label == "approved"
+
+
 def test_a_dead_workers_claims_do_not_wait_for_the_backlog(place: Place) -> None:
     """Two workers, a backlog, one killed: the first of its claims is taken over while most of the backlog waits."""
     first = place.start_worker(takeover_idle_s="2").wait_ready()
@@ -213,11 +226,10 @@ def test_refused_postponements_hold_nobody_back(place: Place) -> None:
     more refused than the outbox carries at once."""
     raw = place.broker.client()
     raw.set("moderation:retry", "not a sorted set")
-    place.start_worker(not_found_retry_s="1", claim_deadline_s="30", max_batch="256").wait_ready()
-    for _ in range(5):  # so that as many may be in work
-        place.judge([place.add() for _ in range(200)])
-    missing = [f"missing{number}" for number in range(300)]
+    place.start_worker(not_found_retry_s="1", claim_deadline_s="120", max_batch="256").wait_ready()
+    missing = [f"missing{number}" for number in range(100)]
     place.client.submit(missing)
+    wait_until(lambda: raw.xpending("moderation:uploads", "moderation")["pending"] == 100, "the claims", 25)
     for _ in range(3):
         assert place.judge(place.add(), timeout_s=30).popitem()[1].label == "approved"
     assert place.client.verdict(missing[0]) is None
