@@ -4,7 +4,6 @@ Two types, so that an undecided outcome is not a verdict with holes. Values are 
 built. Knows the contract's fields and rules between them; knows no Redis, thresholds' origin, or network.
 """
 
-import json
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
@@ -16,8 +15,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     StringConstraints,
     TypeAdapter,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -49,7 +50,18 @@ def _as_written(moment: datetime) -> datetime:
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
-Moment = Annotated[AwareDatetime, BeforeValidator(_from_text), AfterValidator(_as_written)]
+def format_time(moment: datetime) -> str:
+    """UTC with milliseconds and a Z, as everywhere in the contract."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+Moment = Annotated[
+    AwareDatetime,
+    BeforeValidator(_from_text),
+    AfterValidator(_as_written),
+    PlainSerializer(format_time, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
 MomentText = Annotated[str, StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\.[0-9]{3}Z$")]
 
 
@@ -69,14 +81,22 @@ class Probabilities(BaseModel):
 
 
 class _Document(BaseModel):
-    """What both outcomes carry. `decided_at` and `supersedes` are set by the publish step, on Redis's clock."""
+    """What both outcomes carry, in the contract's order, in which it is written.
+
+    `decided_at` and `supersedes` are set by the publish step, on Redis's clock.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     content_id: ContentId
+    status: str
+    label: Label | None
+    ban: bool
     review: bool
     placement: Placement
+    reasons: tuple[str, ...]
+    probabilities: Probabilities | None
     weights: str | None
     engine: str | None
     ban_threshold: Probability | None = None
@@ -91,15 +111,11 @@ class _Document(BaseModel):
 
     def to_json(self) -> str:
         """The document as compact JSON, in the contract's field names."""
-        return json.dumps(self.to_dict(), separators=(",", ":"))
+        return self.model_dump_json(by_alias=True)
 
     def to_dict(self) -> dict[str, Any]:
         """The document as plain JSON values."""
-        document = self.model_dump(mode="json", by_alias=True)
-        for name in ("enqueued_at", "decided_at"):
-            moment: datetime | None = getattr(self, name)
-            document[name] = None if moment is None else format_time(moment)
-        return {name: document[name] for name in FIELD_ORDER}
+        return self.model_dump(mode="json", by_alias=True)
 
 
 class Verdict(_Document):
@@ -107,9 +123,7 @@ class Verdict(_Document):
 
     status: Literal["decided"] = "decided"
     label: Label
-    ban: bool
     reasons: tuple[Note, ...] = ()
-    probabilities: Probabilities | None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -170,12 +184,6 @@ def unset_last_fields(document: "Verdict | Undecided") -> str:
 
 Document = Annotated[Verdict | Undecided, Field(discriminator="status")]
 
-FIELD_ORDER = (
-    "schema", "content_id", "status", "label", "ban", "review", "placement", "reasons", "probabilities", "weights",
-    "engine", "ban_threshold", "review_threshold", "content_sha256", "frames", "enqueued_at", "decided_at",
-    "supersedes",
-)  # fmt: skip
-
 _adapter: TypeAdapter[Verdict | Undecided] = TypeAdapter(Document)
 
 
@@ -196,11 +204,6 @@ def json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of the document as it is written, every field present, generated from these types."""
     schema = _adapter.json_schema(by_alias=True, mode="serialization")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def format_time(moment: datetime) -> str:
-    """UTC with milliseconds and a Z, as everywhere in the contract."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def check_content_id(content_id: object) -> str:
