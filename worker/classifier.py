@@ -138,7 +138,12 @@ class Classifier:
             else:
                 runner = self._eager(manifest, delta, base, self._first_precision(manifest))
             version = Version(manifest, runner, head, body, preprocessing)
-            self._warm_up(version)
+            if current is not None and runner is current.runner:
+                # Its body is warm: a pass beside the batch in work would only delay that.
+                nothing = torch.zeros((1, head.weight.shape[1]), device=self.device)
+                _check(version, head.probabilities(nothing).cpu().numpy())
+            else:
+                self._warm_up(version)
             self._version = version
             return version
 
@@ -199,8 +204,7 @@ class Classifier:
         def scores() -> Scores:
             with self._memory_counted(len(frames)):
                 copied()
-            if not np.isfinite(probabilities).all():
-                raise FloatingPointError(f"{version.id} gives probabilities that are no numbers")
+            _check(version, probabilities)
             watcher = self.watcher
             if watched and watcher is not None:
                 watcher(version, frames, features)
@@ -243,6 +247,11 @@ class Classifier:
         network = networks.get(manifest.network)
         base = base or self._store.read_base(manifest.base.sha256, manifest.base.bytes)
         return engines.body_of(network, state_dict(base, delta), self.device, engines.DTYPES[precision])
+
+
+def _check(version: Version, probabilities: Probabilities) -> None:
+    if not np.isfinite(probabilities).all():
+        raise FloatingPointError(f"{version.id} gives probabilities that are no numbers")
 
 
 def _to_host(probabilities: Tensor) -> tuple[Probabilities, Callable[[], None]]:

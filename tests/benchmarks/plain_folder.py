@@ -1,6 +1,7 @@
 """What the worker is compared with, as programs without a queue; each prints one JSON object.
 
-folder STORE FOLDER COUNT   decodes and classifies a folder in batches: seconds, after one warm picture
+folder STORE FOLDER COUNT [CACHE]   decodes and classifies a folder in batches: seconds, after one warm picture;
+                            with the int8 engine from CACHE where it is named
 single STORE FOLDER COUNT   fetch + decode + forward, one picture after the other: seconds of each
 weights STORE               imports torch and reads the champion's base: nothing more
 resident STORE BATCH        one process with the network, after a batch: its resident KB
@@ -38,16 +39,20 @@ def _resident(store_root: Path, batch: int) -> dict[str, object]:
     return {"kb": next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))}
 
 
-def _pictures(what: str, store_root: Path, folder: Path, count: int) -> dict[str, object]:
+def _pictures(what: str, store_root: Path, folder: Path, count: int, cache: str = "") -> dict[str, object]:
     import numpy as np
 
     from worker.classifier import Classifier
+    from worker.model.compiled import EngineCache
     from worker.model.preprocessing import DecodeLimits, Preprocessing, decode
     from worker.model.weights import WeightsStore
 
     store = WeightsStore(store_root)
     classifier = Classifier(store, device="cpu", precision="auto")
-    classifier.load(str(store.champion()))
+    version = classifier.load(str(store.champion()))
+    if cache:
+        engine = EngineCache(Path(cache), store_root).engine(version.manifest, version.body, "int8")
+        classifier.use(engine, version.id)
     preprocessing, limits = Preprocessing(), DecodeLimits()
 
     def frames(path: Path) -> np.ndarray:
@@ -76,5 +81,5 @@ if __name__ == "__main__":
     elif what == "resident":
         result = _resident(Path(root), int(rest[0]))
     else:
-        result = _pictures(what, Path(root), Path(rest[0]), int(rest[1]))
+        result = _pictures(what, Path(root), Path(rest[0]), int(rest[1]), *rest[2:])
     print(json.dumps(result))

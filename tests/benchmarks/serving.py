@@ -18,7 +18,10 @@ from tests.support.place import Place
 from tests.support.store import publish_colours
 from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY, Broker, WorkerProcess
+from worker.model import engine as engines
+from worker.model import int8
 from worker.model import network as networks
+from worker.model.engine import Frames
 from worker.model.manifest import ManifestDraft
 from worker.model.preprocessing import Preprocessing
 
@@ -27,16 +30,30 @@ VGG = "worker.app"
 LINKS = 10_000
 
 
-def vgg_version(place: Place, seed: int) -> str:
-    """Publishes VGG-11 on the base `random:0` with a random last layer; returns the version's id."""
+def vgg_version(place: Place, seed: int, ranges_of: Frames | None = None, check: bytes | None = None) -> str:
+    """Publishes VGG-11 on the base `random:0` with a random last layer; returns the version's id.
+
+    With `ranges_of`, frames to calibrate on, it may be served in int8; `check` are pictures to compare engines on.
+    """
     network = networks.get("vgg11")
-    base = place.store.add_base(networks.random_base(network, 0), "random:0")
+    tensors = networks.random_base(network, 0)
+    base = place.store.add_base(tensors, "random:0")
     generator = torch.Generator().manual_seed(seed)
     head = {
         "classifier.6.weight": torch.randn((3, 4096), generator=generator) / 64,
         "classifier.6.bias": torch.zeros(3),
     }
-    draft = ManifestDraft(network="vgg11", base=base, provenance={"by": "bench"})
+    ranges = {}
+    if ranges_of is not None:
+        body = engines.body_of(network, tensors, torch.device("cpu"), torch.float32)
+        ranges = int8.calibrate(body, ranges_of, Preprocessing())
+    draft = ManifestDraft(
+        network="vgg11",
+        base=base,
+        activation_ranges=ranges,
+        check_pictures=place.store.add_check_pictures(check) if check else None,
+        provenance={"by": "bench"},
+    )
     return place.store.publish(draft, head).id
 
 

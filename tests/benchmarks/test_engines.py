@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from tests.benchmarks.conftest import Record
-from tests.benchmarks.serving import VGG
+from tests.benchmarks.serving import VGG, vgg_version
 from tests.support.place import Place
 from tests.support.worker import Broker
 from worker.model import check_pictures, int8
@@ -174,7 +174,9 @@ def test_a_worker_takes_up_int8_by_itself(tmp_path: Path, record: Record) -> Non
     No verdict is lost or delayed for it, and each names the engine that made it.
     """
     with Place(tmp_path, Broker(tmp_path / "valkey", appendfsync="everysec")) as place:
-        _promote_with_ranges(place)
+        kept = check_pictures.encode(pictures(128, 2), np.zeros(128, np.int64))
+        version = vgg_version(place, 0, ranges_of=pictures(64, 1), check=kept)
+        place.store.promote(version, by="bench", why="measured")
         ids = [f"p{number}" for number in range(LIVE)]
         for content_id, frame in zip(ids, pictures(LIVE, 3), strict=True):
             Image.fromarray(frame).save(place.content / content_id, "JPEG", quality=95)
@@ -196,23 +198,3 @@ def test_a_worker_takes_up_int8_by_itself(tmp_path: Path, record: Record) -> Non
         assert swapped == 1, said
         assert len(place.entries()) == len(set(place.entries()))
         assert rates["cpu-int8"] > 1.5 * rates["cpu-fp32"]
-
-
-def _promote_with_ranges(place: Place) -> None:
-    """VGG-11 on a random base with all that a fitted version carries for engines."""
-    network = networks.get("vgg11")
-    base = networks.random_base(network, 0)
-    body = engines.body_of(network, base, CPU, torch.float32)
-    generator = torch.Generator().manual_seed(0)
-    head = {
-        "classifier.6.weight": torch.randn((3, 4096), generator=generator) / 64,
-        "classifier.6.bias": torch.zeros(3),
-    }
-    kept = check_pictures.encode(pictures(128, 2), np.zeros(128, np.int64))
-    draft = ManifestDraft(
-        network="vgg11",
-        base=place.store.add_base(base, "random:0"),
-        activation_ranges=int8.calibrate(body, pictures(64, 1), Preprocessing()),
-        check_pictures=place.store.add_check_pictures(kept),
-    )
-    place.store.promote(place.store.publish(draft, head).id, by="bench", why="measured")

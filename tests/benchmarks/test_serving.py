@@ -41,7 +41,7 @@ from worker.model.preprocessing import DecodeLimits, Preprocessing, decode
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
-PHOTOGRAPHS, WARM = 64, 4
+PHOTOGRAPHS, IN_INT8, WARM = 64, 192, 4
 IDS, NOOPS = 16_000, 4_000
 SINGLES = 40
 BACKLOG = 100_000
@@ -132,8 +132,34 @@ def test_submit_to_verdict_against_the_naive_worker_and_a_plain_script(
     assert resident / alone <= 1.3
     assert plain_s / ours >= 0.95
     if engine == "cpu-fp32":
-        pytest.skip(f"2.7 times is asked of bf16 and 5 times of int8; {engine} came to {naive / ours:.2f} times")
-    assert naive / ours >= (5.0 if engine.endswith("int8") else 2.7)
+        pytest.skip(f"2.7 times is asked of bf16; {engine} came to {naive / ours:.2f} times")
+    assert naive / ours >= 2.7
+
+
+def test_submit_to_verdict_in_int8_against_the_naive_worker_and_a_plain_script(tmp_path: Path, record: Record) -> None:
+    """The worker compiles its engine first; the plain script then takes the same one from the same folder."""
+    with Place(tmp_path, Broker(tmp_path / "valkey", appendfsync="everysec")) as place:
+        seen = np.random.default_rng(1).integers(0, 256, (64, 224, 224, 3), np.uint8)
+        place.store.promote(vgg_version(place, 0, ranges_of=seen), by="bench", why="measured")
+        warm, ids = photographs(place.content, WARM, seed=9), photographs(place.content, IN_INT8)
+        worker = place.start_worker(app=VGG, precision="int8").wait_ready()
+        wait_until(lambda: worker.metric("moderation_weights_info", engine="cpu-int8") == 1, "the engine", 1500)
+        warmed(place, worker, warm)
+        started_s = time.perf_counter()
+        found = place.judge(ids, 300)
+        ours = time.perf_counter() - started_s
+        worker.stop()
+        assert {document.engine for document in found.values()} == {"cpu-int8"}
+        naive = naive_s(place, ids)
+        for content_id in warm:
+            (place.content / content_id).unlink()
+        cache = place.folder / "engines"
+        plain = float(program("folder", place.weights, place.content, IN_INT8, cache)["seconds"])
+    per_s = {name: round(IN_INT8 / s, 2) for name, s in (("ours", ours), ("naive", naive), ("plain", plain))}
+    record("submit to verdict: ours in int8 / naive worker in fp32", naive / ours, ">= 5", **per_s)
+    record("submit to verdict: ours / plain script, both in int8", plain / ours, ">= 0.95")
+    assert plain / ours >= 0.95
+    assert naive / ours >= 5
 
 
 def test_ids_a_second_against_celery_tasks_that_do_nothing(tmp_path: Path, record: Record) -> None:
@@ -259,13 +285,20 @@ def test_decode_and_resize_against_to_tensor_then_resize(tmp_path: Path, record:
 
 
 def test_a_champion_swap_delays_no_verdict_beyond_a_batch(vgg_place: Place, record: Record) -> None:
-    """The gap between batches around the swap, less the usual one: at most 100 ms; both versions gave verdicts."""
+    """The gap between batches around the swap, less the usual one: at most 100 ms; both versions gave verdicts.
+
+    The version was published before, and the champion's file is replaced as on a shared volume: what publishing and
+    promoting cost on these cores (half a gigabyte is hashed) is not the worker's.
+    """
+    version = vgg_version(vgg_place, 1)
     worker = vgg_place.start_worker(app=VGG, max_batch="4")
     warmed(vgg_place, worker, photographs(vgg_place.content, WARM, seed=5))
     ids = photographs(vgg_place.content, PHOTOGRAPHS, seed=6)
     vgg_place.client.submit(ids)
     vgg_place.client.wait(ids[:8], 60)
-    vgg_place.store.promote(vgg_version(vgg_place, 1), by="bench", why="the swap")
+    named = vgg_place.weights / "champion.new"
+    named.write_text(f"{version}\n")
+    named.replace(vgg_place.weights / "champion")
     found = vgg_place.client.wait(ids, 120)
     worker.stop()
     moments = sorted((found[i].decided_at.timestamp(), found[i].weights) for i in ids)
