@@ -243,7 +243,7 @@ class Classifier:
 
     def _body(
         self, manifest: Manifest, delta: dict[str, Tensor], base: dict[str, Tensor] | None, precision: str
-    ) -> nn.Module:
+    ) -> nn.Sequential:
         network = networks.get(manifest.network)
         base = base or self._store.read_base(manifest.base.sha256, manifest.base.bytes)
         return engines.body_of(network, state_dict(base, delta), self.device, engines.DTYPES[precision])

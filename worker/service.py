@@ -55,7 +55,7 @@ class Service:
     """
 
     def __init__(self, settings: Settings, *, node: str, on_broken: Callable[[BaseException], None]) -> None:
-        memory.give_back_large_blocks()
+        memory.keep_what_was_used()
         self._settings = settings
         self._closers: list[Callable[[], object]] = []
         try:

@@ -32,7 +32,8 @@ def made(precision: str) -> tuple[EagerEngine, GraphedEngine]:
     """The same body run eagerly and as graphs."""
     device, how = torch.device("cuda"), Preprocessing()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    body = Body().eval().requires_grad_(False).to(device, dtype, memory_format=torch.channels_last)
+    body = nn.Sequential(Body(), nn.Identity()).eval().requires_grad_(False)
+    body = body.to(device, dtype, memory_format=torch.channels_last)
     return EagerEngine(body, device, precision, how), GraphedEngine(body, device, precision, how, MOST)
 
 

@@ -67,9 +67,10 @@ def compile_package(job: Job) -> None:
     try:
         # The compiler's own cache goes: the package is all that is kept, and nobody unpickles what lies there.
         with torch.no_grad(), fresh_cache(dir=str(package.parent)):
+            module: torch.nn.Module = body
             if job.precision == "int8":
-                body = int8.quantised(body, example, shapes, manifest.activation_ranges)
-            program = torch.export.export(body, (example,), dynamic_shapes=shapes)
+                module = int8.quantised(body, example, shapes, manifest.activation_ranges)
+            program = torch.export.export(module, (example,), dynamic_shapes=shapes)
             torch._inductor.aoti_compile_and_package(program, package_path=str(temporary), inductor_configs=options)
         os.replace(temporary, package)
     finally:

@@ -37,12 +37,18 @@ class Engine(Protocol):
 
 
 class EagerEngine:
-    """The body as PyTorch runs it, channels_last, without any preparation: what a worker serves with first."""
+    """The body as PyTorch runs it, channels_last, without any preparation: what a worker serves with first.
 
-    def __init__(self, body: nn.Module, device: torch.device, precision: str, preprocessing: Preprocessing) -> None:
+    On a CPU the convolutions take a few images at a time: what they leave in memory is small enough to be used again
+    (see `worker.memory`) and half of it is still in the cache. The fully connected layers, whose weights are most of
+    the network, take all images at once.
+    """
+
+    def __init__(self, body: nn.Sequential, device: torch.device, precision: str, preprocessing: Preprocessing) -> None:
         self.name = f"{device.type}-{precision}"
         self._body = body
         self._device = device
+        self._at_once = torch.get_num_threads() if device.type == "cpu" else None
         self._dtype = DTYPES[precision]
         self._preprocessing = preprocessing
 
@@ -52,8 +58,15 @@ class EagerEngine:
         if self._device.type == "cuda":
             # Pinned, so that the copy need not wait for the forward pass of the batch before.
             batch = batch.pin_memory().to(self._device, non_blocking=True)
-        features: Tensor = self._body(networks.normalise(batch, self._preprocessing, self._dtype)).float()
-        return features
+        if self._at_once is None or len(batch) <= self._at_once:
+            features: Tensor = self._body(self._pixels(batch))
+        else:
+            trunk, tail = self._body[0], self._body[1:]
+            features = tail(torch.cat([trunk(self._pixels(part)) for part in batch.split(self._at_once)]))
+        return features.float()
+
+    def _pixels(self, frames: Tensor) -> Tensor:
+        return networks.normalise(frames, self._preprocessing, self._dtype)
 
 
 @dataclass(frozen=True)
@@ -81,8 +94,10 @@ def body_key(network: Network, manifest: Manifest, delta: Mapping[str, Tensor], 
     return f"{network.name} {manifest.base.sha256} {deeper} {preprocessing.to_json()}"
 
 
-def body_of(network: Network, state: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> nn.Module:
+def body_of(network: Network, state: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> nn.Sequential:
     """The network without its last layer, for inference, made of `state`'s tensors; the head's may be missing.
+
+    The trunk, then the layers of the tail.
 
     Tensors that fit already are shared, not copied. Raises WeightsError where one is missing or does not fit.
     """
