@@ -10,7 +10,6 @@ from tests.support.place import Place
 from tests.support.worker import REPOSITORY, Broker
 from worker.client import Moderation
 
-
 # Where files run side by side, these start first, or the last process would be alone with one of them for minutes.
 # Longest first; what computes and what waits by turns.
 LONGEST = (
