@@ -11,18 +11,18 @@ from tests.support.worker import REPOSITORY, Broker
 from worker.client import Moderation
 
 # Where files run side by side, these start first, or the last process would be alone with one of them for minutes.
-# Longest first; what computes and what waits by turns.
+# Long ones first, and what waits beside what computes: two that compute hold each other up on two cores.
 LONGEST = (
     "integration/test_demo.py",
     "integration/test_hard_times.py",
-    "integration/test_trainer_cli.py",
     "integration/test_worker_life.py",
-    "unit/test_trainer_cluster.py",
+    "integration/test_trainer_cli.py",
     "integration/test_debian_redis.py",
+    "unit/test_trainer_cluster.py",
+    "integration/test_access.py",
     "unit/test_trainer_fit.py",
     "deploy/test_prometheus.py",
     "integration/test_retrain.py",
-    "integration/test_access.py",
 )
 
 
