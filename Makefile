@@ -2,6 +2,7 @@
 #   make demo DATA=folder      on pictures of your own (train/interim/<label>, test/interim/<label>)
 #   make demo BASE=imagenet    from the real ImageNet weights, where the internet can be reached
 #   make demo KEEP=1           leave worker, Valkey and metrics up until Ctrl-C
+#   make test ARGS=…           more for pytest, such as `-n 0`: one file after the other, not two side by side
 # `make bench` measures what is promised in figures, some twenty minutes long; its table also goes to
 # build/benchmarks.json, and a chart of it to build/benchmarks.png.
 
@@ -10,17 +11,21 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BASE ?= random:0
 
+# Tests mostly wait for servers and worker processes, so two files at once take little more than half the time. A file
+# stays in one process, for its fixtures; which come first is said in tests/conftest.py. Chaos and benchmarks run alone.
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test chaos bench lint fix clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
 
 demo: $(VENV)/demo.installed
 	@$(BIN)/python -m deploy.demo --base '$(BASE)' $(if $(DATA),--data '$(DATA)') $(if $(KEEP),--keep)
 
 test: lint
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(SIDE_BY_SIDE) $(ARGS)
 
 chaos: $(VENV)/dev.installed
 	$(BIN)/pytest -m '' tests/chaos tests/hostile $(ARGS)

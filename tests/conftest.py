@@ -10,6 +10,29 @@ from tests.support.place import Place
 from tests.support.worker import REPOSITORY, Broker
 from worker.client import Moderation
 
+# Where files run side by side, these start first, or the last process would be alone with one of them for minutes.
+# Long ones first, and what waits beside what computes: two that compute hold each other up on two cores.
+LONGEST = (
+    "integration/test_demo.py",
+    "integration/test_hard_times.py",
+    "integration/test_worker_life.py",
+    "integration/test_trainer_cli.py",
+    "integration/test_debian_redis.py",
+    "unit/test_trainer_cluster.py",
+    "integration/test_access.py",
+    "unit/test_trainer_fit.py",
+    "deploy/test_prometheus.py",
+    "integration/test_retrain.py",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Orders files as LONGEST says, in pytest-xdist's processes only: it hands them out in this order."""
+    if hasattr(config, "workerinput"):
+        here = Path(__file__).parent
+        rank = {here / name: number for number, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_settings_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -52,6 +52,8 @@ class Watched:
     prometheus: Prometheus
     exporter_port: int
     exporter: "subprocess.Popen[bytes]"
+    began: float
+    """By Prometheus's clock, before any traffic; other files may be run between that and a test."""
 
     def start_exporter(self) -> None:
         """On the port that Prometheus knows."""
@@ -102,7 +104,8 @@ def running(folder: Path) -> Iterator[Watched]:
         targets = {"workers": worker.metrics_port, "exporter": exporter_port, "retraining": node_port}
         addresses = {name: [f"127.0.0.1:{port}"] for name, port in targets.items()}
         prometheus = stack.enter_context(Prometheus(folder / "prometheus", addresses))
-        made = Watched(place, worker, prometheus.wait_ready(), exporter_port, exporter)
+        prometheus.wait_ready()
+        made = Watched(place, worker, prometheus, exporter_port, exporter, prometheus.now())
         stack.callback(lambda: _end(made.exporter))  # a test may have started another
         made.traffic()
         yield made

@@ -55,8 +55,8 @@ def test_every_query_of_a_panel_has_data(watched: Watched, board: Board, panel: 
 
 def test_promotions_are_marked(watched: Watched) -> None:
     """The annotation of all boards finds the promotion that the fixture made."""
-    now = float(watched.prometheus.ask("query", query="time()")["result"][1])
-    marks = watched.prometheus.query_range(PROMOTIONS, now - 60, now, 1)
+    now = watched.prometheus.now()
+    marks = watched.prometheus.query_range(PROMOTIONS, watched.began, now, 1)
     assert {series["metric"]["weights"] for series in marks} >= {watched.place.store.champion()}
 
 

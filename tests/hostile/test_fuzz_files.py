@@ -111,6 +111,8 @@ FIELDS = ["schema", "id", "network", "labels", "preprocessing", "base", "delta",
 
 @settings(QUICK, max_examples=300)
 @given(field=st.sampled_from(FIELDS), value=JSON, inside=st.none() | st.text(max_size=12))
+@example(field="base", value=None, inside="\n")
+@example(field="preprocessing", value=None, inside="\n")
 def test_any_value_in_a_manifest(shelf: Shelf, field: str, value: Any, inside: str | None) -> None:
     """A manifest that differs where verdicts are decided is refused; no other error comes out."""
     document = json.loads(shelf.manifest_path.read_text())

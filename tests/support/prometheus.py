@@ -81,6 +81,10 @@ class Prometheus:
         ]
         return found
 
+    def now(self) -> float:
+        """Its time, in seconds since 1970."""
+        return float(self.ask("query", query="time()")["result"][1])
+
     def firing(self) -> set[str]:
         """The names of the alerts that fire."""
         return {a["labels"]["alertname"] for a in self.ask("alerts")["alerts"] if a["state"] == "firing"}

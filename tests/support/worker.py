@@ -23,7 +23,12 @@ START_TIMEOUT_S = 90.0
 
 
 # Below the ports that the system gives outgoing connections: one of those took a worker's port while it started.
+# Test processes that run side by side (pytest-xdist's `gw0`, `gw1`, …) choose from disjoint shares: a worker process
+# binds its port seconds after it was chosen, and nothing else keeps another test from choosing the same meanwhile.
+_SHARES = 8
 _ports = set(range(12_000, 32_000))
+if beside := os.environ.get("PYTEST_XDIST_WORKER"):
+    _ports = set(range(12_000 + int(beside.removeprefix("gw")) % _SHARES, 32_000, _SHARES))
 
 
 def free_port() -> int:

@@ -199,9 +199,9 @@ def test_a_compressed_answer_counts_as_what_it_unpacks_to(server: Server) -> Non
 
 def test_options_do_not_push_out_the_time_limit(server: Server) -> None:
     """Own client options, such as headers, stand beside the time limit, and may replace it."""
-    with_headers = server.store(timeout_s=0.5, options={"client_kwargs": {"headers": {"Authorization": "x"}}})
-    assert with_headers.fetch("whole") == PICTURE
-    assert reason(with_headers, "late") == "fetch_failed"
+    options = {"client_kwargs": {"headers": {"Authorization": "x"}}}
+    assert server.store(options=options).fetch("whole") == PICTURE
+    assert reason(server.store(timeout_s=0.5, options=options), "late") == "fetch_failed"
 
 
 class Faulty(MemoryFileSystem):

@@ -150,7 +150,7 @@ def parse(content: bytes, version_id: str) -> Manifest:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        where = repr(".".join(map(str, first["loc"]))) if first["loc"] else "the document"  # a name may hold anything
         raise WeightsError(
             f"the manifest of {version_id} is damaged at {where} ({first['msg']}): copy the version again or "
             "promote another"

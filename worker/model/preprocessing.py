@@ -81,7 +81,7 @@ class Preprocessing:
     def from_json(cls, document: Mapping[str, Any]) -> "Preprocessing":
         """The preprocessing in a manifest. WeightsError where a field is missing, unknown, or not supported."""
         if odd := document.keys() ^ {field.name for field in fields(cls)}:
-            raise _not_supported(f"its field {min(map(str, odd))} is missing or unknown")
+            raise _not_supported(f"its field {min(map(str, odd))!r} is missing or unknown")
         return cls(**{**document, "mean": _floats(document["mean"]), "std": _floats(document["std"])})
 
 
