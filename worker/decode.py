@@ -30,12 +30,16 @@ START_PAUSE_S = 1.0
 START_FAILURES = 3
 # What pictures leave behind in a process, such as a library's leak, must not add up to somebody's `too_large`.
 PICTURES_A_PROCESS = 1000
-# What a death adds to the evidence against the picture in work. A crash was most likely its doing; a kill comes from
-# outside and was most likely meant for the process.
-EVIDENCE_OF_CRASH = 2
+# What a death adds to the evidence against the picture in work. A kill comes from outside, from the kernel short of
+# memory among others, and was most likely meant for the process. A fault is of the code that reads this picture. An
+# earlier one may have left the process broken; but one that can do that could as well answer in this one's place, and
+# what is undecided is looked at by a person. An end without such a signal names no cause.
 EVIDENCE_OF_KILL = 1
+EVIDENCE_OF_END = 2
+EVIDENCE_OF_FAULT = 4
 CONDEMNED_AT = 4
 KILLS = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)
+FAULTS = (-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT, -signal.SIGILL, -signal.SIGFPE)
 
 
 @dataclass(eq=False, slots=True)
@@ -48,9 +52,10 @@ class _Job:
 class DecoderPool:
     """A fixed number of decoder processes; one picture a job.
 
-    A picture whose process dies is tried again in a fresh one; after two crashes, or four kills from outside, it is
-    `decoder_crashed`. One that takes longer than `timeout_s` is `decode_timeout`. The processes are given nothing of
-    this one's environment that may be secret, and from now on cannot read it here either.
+    A picture whose process dies of a fault, such as a segmentation fault, is `decoder_crashed`. Where it dies otherwise
+    the picture is tried again in a fresh one, until two have ended by themselves or four were killed from outside. One
+    that takes longer than `timeout_s` is `decode_timeout`. The processes are given nothing of this one's environment
+    that may be secret, and from now on cannot read it here either.
 
     Args:
         processes: how many decoders run side by side.
@@ -181,13 +186,12 @@ class DecoderPool:
             exit_code = self._end(process, None, at_once=False)
             if self._closing.is_set():
                 return _stopped()
-            killed = exit_code in KILLS
-            self._on_restart("killed" if killed else "crash")
-            job.evidence += EVIDENCE_OF_KILL if killed else EVIDENCE_OF_CRASH
+            self._on_restart("killed" if exit_code in KILLS else "crash")
+            job.evidence += _evidence(exit_code)
             logger.warning("a decoder died at work, exit code %s (%s)", exit_code, error)
             if job.evidence < CONDEMNED_AT:
                 return None
-            return ContentError("decoder_crashed", f"Decoders keep dying of the picture (exit code {exit_code}).")
+            return ContentError("decoder_crashed", f"Reading the picture ends its process (exit code {exit_code}).")
 
     def _end(self, process: DecoderProcess, cause: str | None, *, at_once: bool) -> int | None:
         with self._lock:
@@ -196,6 +200,12 @@ class DecoderPool:
         if cause is not None:
             self._on_restart(cause)
         return exit_code
+
+
+def _evidence(exit_code: int | None) -> int:
+    if exit_code in FAULTS:
+        return EVIDENCE_OF_FAULT
+    return EVIDENCE_OF_KILL if exit_code in KILLS else EVIDENCE_OF_END
 
 
 def _stopped() -> UnavailableError:

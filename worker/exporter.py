@@ -6,7 +6,7 @@ the last one. Also what `moderation status` shows.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis
@@ -19,6 +19,9 @@ from worker import breaker, bus
 from worker.errors import ModerationError
 from worker.intake import STREAMS
 from worker.presence import WorkerInfo, live_workers
+
+# Streams whose end nobody would notice at once: what is written there is refused, and nothing waits visibly.
+RECORDS = (bus.VERDICTS, bus.CORRECTIONS, bus.DEAD_LETTER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,10 @@ class StreamFigures:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The whole service at one moment. Redis refuses writes where it uses `memory_max_bytes`; 0: no limit."""
+    """The whole service at one moment. Redis refuses writes where it uses `memory_max_bytes`; 0: no limit.
+
+    `records_ahead_s` is, by stream, how far the newest ID of verdicts, corrections and dead letters is dated ahead.
+    """
 
     streams: tuple[StreamFigures, ...]
     retrying: int
@@ -44,6 +50,7 @@ class Figures:
     workers: tuple[WorkerInfo, ...]
     memory_bytes: int
     memory_max_bytes: int
+    records_ahead_s: dict[str, float] = field(default_factory=dict)
 
 
 def read(client: redis.Redis) -> Figures:
@@ -53,25 +60,43 @@ def read(client: redis.Redis) -> Figures:
         streams = tuple(_stream(client, stream, now_ms) for stream in STREAMS)
         retrying, dead = client.zcard(bus.RETRY), client.xlen(bus.DEAD_LETTER)
         memory: Any = client.info("memory")
+        records_ahead_s = {_name(stream): _ahead_s(_info(client, stream), now_ms) for stream in RECORDS}
     return Figures(
         streams, retrying, dead, breaker.status(client), tuple(live_workers(client)),
-        memory_bytes=memory["used_memory"], memory_max_bytes=memory["maxmemory"],
+        memory_bytes=memory["used_memory"], memory_max_bytes=memory["maxmemory"], records_ahead_s=records_ahead_s,
     )  # fmt: skip
 
 
 def _stream(client: redis.Redis, stream: str, now_ms: int) -> StreamFigures:
     """Waiting is the length minus what is claimed; the group's own `lag` is not reliable after deletions."""
-    found: Any = client.xinfo_stream(stream) if client.exists(stream) else {"length": 0, "last-generated-id": b"0-0"}
-    length, newest_ms = found["length"], int(found["last-generated-id"].partition(b"-")[0])
+    found = _info(client, stream)
+    length = found["length"]
     groups: Any = client.xinfo_groups(stream) if length else []
     group = next((group for group in groups if group["name"] == bus.GROUP.encode()), None)
     in_work = group["pending"] if group else 0
     first_new = "(" + group["last-delivered-id"].decode() if group else "-"
     oldest = bus.range_stream(client, stream, first_new) if length else []
     age_s = (now_ms - int(oldest[0][0].partition(b"-")[0])) / 1000 if oldest else 0.0
-    name = stream.rpartition(":")[2]
-    ahead_s = max(0.0, (newest_ms - now_ms) / 1000)
-    return StreamFigures(name, max(0, length - in_work), in_work, max(0.0, age_s), ahead_s)
+    waiting = max(0, length - in_work)
+    return StreamFigures(_name(stream), waiting, in_work, max(0.0, age_s), _ahead_s(found, now_ms))
+
+
+def _info(client: redis.Redis, stream: str) -> dict[str, Any]:
+    try:
+        found: Any = client.xinfo_stream(stream)
+    except redis.exceptions.ResponseError as error:
+        if "no such key" not in str(error):
+            raise
+        return {"length": 0, "last-generated-id": b"0-0"}
+    return dict(found)
+
+
+def _ahead_s(found: dict[str, Any], now_ms: int) -> float:
+    return max(0.0, (int(found["last-generated-id"].partition(b"-")[0]) - now_ms) / 1000)
+
+
+def _name(stream: str) -> str:
+    return stream.rpartition(":")[2]
 
 
 class _ServiceCollector(Collector):
@@ -93,6 +118,13 @@ class _ServiceCollector(Collector):
             "moderation_intake_ahead_seconds", "How far the newest intake entry is dated in the future; 0 where not.",
             labels=["stream"],
         )  # fmt: skip
+        records_ahead = GaugeMetricFamily(
+            "moderation_record_ahead_seconds",
+            "How far the newest verdict, correction or dead letter is dated in the future; 0 where not.",
+            labels=["stream"],
+        )
+        for name, ahead_s in figures.records_ahead_s.items():
+            records_ahead.add_metric([name], ahead_s)
         for stream in figures.streams:
             ahead.add_metric([stream.stream], stream.ahead_s)
             waiting.add_metric([stream.stream], stream.waiting)
@@ -113,7 +145,8 @@ class _ServiceCollector(Collector):
         used.add_metric([], figures.memory_bytes)
         most = GaugeMetricFamily("moderation_redis_memory_max_bytes", "Where Redis refuses writes; 0: no limit is set.")
         most.add_metric([], figures.memory_max_bytes)
-        yield from (waiting, in_work, oldest, ahead, retrying, dead, is_open, withheld, workers, used, most)
+        yield from (waiting, in_work, oldest, ahead, records_ahead, retrying, dead, is_open, withheld, workers)
+        yield from (used, most)
 
 
 def registry(client: redis.Redis) -> CollectorRegistry:

@@ -69,6 +69,9 @@ def problems(figures: Figures) -> Iterator[str]:
             yield f"The oldest of {stream.stream} has waited {span(stream.oldest_waiting_s)}: add workers, or see them."
         if stream.ahead_s > AHEAD_S:
             yield f"An entry of {stream.stream} is dated {span(stream.ahead_s)} ahead: a producer writes its own IDs."
+    for name, ahead_s in figures.records_ahead_s.items():
+        if ahead_s > AHEAD_S:
+            yield f"An entry of {name} is dated {span(ahead_s)} ahead: see ModerationRecordDatedAhead in the runbook."
     if len({worker.weights for worker in figures.workers}) > 1:
         yield "Workers serve different weights versions: wait for a promotion to end, or see who refuses the champion."
     if figures.dead_letters:

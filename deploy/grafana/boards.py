@@ -94,7 +94,10 @@ SERVICE = Board(
                 ),
                 Panel(
                     "Entries dated in the future",
-                    (("max by (stream) (moderation_intake_ahead_seconds)", "{{stream}}"),),
+                    (
+                        ("max by (stream) (moderation_intake_ahead_seconds)", "{{stream}}"),
+                        ("max by (stream) (moderation_record_ahead_seconds)", "{{stream}}"),
+                    ),
                     "s",
                 ),
             ),

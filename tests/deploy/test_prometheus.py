@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import yaml
 
 from tests.deploy.conftest import Watched
@@ -18,6 +19,7 @@ from tests.support.worker import REPOSITORY
 
 RULES = [rule for file in (SHIPPED / "rules").glob("*.yml") for g in yaml.safe_load(file.read_text())["groups"]
          for rule in g["rules"]]  # fmt: skip
+LAST_ID = "18446744073709551615-18446744073709551615"
 ALERTS = sorted(rule["alert"] for rule in RULES if "alert" in rule)
 
 
@@ -152,3 +154,29 @@ def test_an_entry_dated_in_the_future_fires_and_the_runbooks_remedy_clears_it(wa
     later = watched.place.add()
     watched.place.client.submit(later, backfill=True)
     assert watched.place.client.wait(later, 30)[later].label == "approved"
+
+
+@pytest.mark.parametrize("name", ["verdicts", "corrections", "dead-letter"])
+def test_a_stream_that_was_ended_fires_and_the_runbooks_remedy_clears_it(watched: Watched, name: str) -> None:
+    """Somebody with a worker's password writes the last ID there is: nothing can be written there until it is begun
+    anew, with all that was in it; what waited meanwhile is judged and applied."""
+    raw, stream, place = watched.place.broker.client(), f"moderation:{name}", watched.place
+    before = raw.xrange(stream)
+    raw.xadd(stream, {"no": "entry"}, id=LAST_ID)
+    with pytest.raises(redis.exceptions.ResponseError, match="last possible ID"):
+        raw.xadd(stream, {"no": "entry"})
+    content_id = place.add()
+    raw.xadd("moderation:uploads", {"content_id": f"no/{content_id}"})
+    place.client.submit(content_id)
+    wait_until(lambda: "ModerationRecordDatedAhead" in watched.prometheus.firing(), "the alert to fire")
+    runbook = (REPOSITORY / "deploy" / "README.md").read_text()
+    script = re.search(r'EVAL "([^"]+)" 2 moderation:verdicts moderation:verdicts-aside', runbook)
+    assert script is not None
+    assert raw.eval(script[1], 2, stream, f"{stream}-aside", 10_000) >= len(before)
+    wait_until(lambda: "ModerationRecordDatedAhead" not in watched.prometheus.firing(), "the alert to clear")
+    assert place.client.wait(content_id, 30)[content_id].label == "approved"
+    place.client.correct(content_id, "risked", by="ann")
+    wait_until(lambda: place.client.verdict(content_id).ban, "the correction", 60)
+    wait_until(lambda: raw.xlen("moderation:uploads") == 0, "the malformed ID to be buried", 60)
+    assert raw.xrange(stream)[: len(before)] == before
+    raw.delete(f"{stream}-aside")

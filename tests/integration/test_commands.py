@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.place import Place
+from tests.support.processes import listens_at
 from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY, Broker, free_port
 
@@ -147,6 +148,22 @@ def test_the_exporter_needs_no_worker(broker: Broker) -> None:
     finally:
         exporter.terminate()
         assert exporter.wait(30) == 0
+
+
+@pytest.mark.parametrize("host", [None, "127.0.0.2"], ids=["by default", "where it is told to"])
+def test_the_exporter_listens_on_loopback_alone(broker: Broker, host: str | None) -> None:
+    """Nothing on another address of this machine answers, unless MODERATION_METRICS_HOST names it."""
+    port = free_port()
+    environment = os.environ | {"MODERATION_REDIS_URL": broker.url}
+    environment |= {"MODERATION_METRICS_HOST": host} if host else {}
+    command = [sys.executable, "-m", "worker.cli", "exporter", "--port", str(port)]
+    exporter = subprocess.Popen(command, cwd=REPOSITORY, env=environment)
+    try:
+        wait_until(lambda: listens_at(port), "the exporter to listen", 90)
+        assert listens_at(port) == [host or "127.0.0.1"]
+    finally:
+        exporter.terminate()
+        exporter.wait(30)
 
 
 def test_a_worker_pinned_to_a_gpu_has_its_own_name_and_port(place: Place) -> None:

@@ -3,13 +3,13 @@
 import json
 import os
 import time
-from pathlib import Path
 
 from celery import Celery
 
 from tests.support.flaky_content import FlakyContent
 from tests.support.pictures import picture
 from tests.support.place import Place
+from tests.support.processes import listens_at
 from tests.support.waiting import wait_until
 from tests.support.worker import free_port
 from worker.intake import Intake
@@ -314,14 +314,7 @@ def test_a_slow_picture_keeps_no_other_waiting(place: Place) -> None:
 def test_metrics_are_bound_to_loopback(place: Place) -> None:
     """Nothing on another address of this machine answers."""
     worker = place.start_worker().wait_ready()
-    port = f"{worker.metrics_port:04X}"
-    listening = [
-        line.split()[1]
-        for family in ("tcp", "tcp6")
-        for line in Path(f"/proc/net/{family}").read_text().splitlines()[1:]
-        if line.split()[1].endswith(f":{port}") and line.split()[3] == "0A"
-    ]
-    assert listening == [f"0100007F:{port}"]
+    assert listens_at(worker.metrics_port) == ["127.0.0.1"]
 
 
 def test_malformed_entries_that_cannot_be_buried_hold_nobody_up(place: Place) -> None:

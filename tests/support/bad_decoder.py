@@ -12,7 +12,10 @@ from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing
 
 
 def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> Decoded:
-    """`segfault`, `abort`, `hang`, `eat`, `raise`, `refuse`, `kill`; else a picture of its first byte."""
+    """`segfault`, `abort`, `hang`, `eat`, `raise`, `refuse`, `kill`; else a picture of its first byte.
+
+    `signal NAME` ends its process by that signal; `once NAME FILE` only the first time, when the file is not there.
+    """
     if data == b"segfault":
         ctypes.string_at(0)
     if data == b"abort":
@@ -27,5 +30,10 @@ def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> D
         raise ContentError("unreadable", "It is broken.")
     if data == b"kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    word, *rest = data.split(b" ")
+    if word == b"signal" or (word == b"once" and not os.path.exists(rest[1])):
+        if word == b"once":
+            open(rest[1], "x").close()
+        os.kill(os.getpid(), signal.Signals[f"SIG{rest[0].decode()}"])
     shape = (1, preprocessing.crop, preprocessing.crop, 3)
     return Decoded(np.full(shape, data[0], np.uint8), "TEST", 1, 1)

@@ -1,5 +1,7 @@
-"""Looks at the processes of this machine, for tests that kill some and count what is left."""
+"""Looks at the processes of this machine and its ports, for tests that kill some and count what is left."""
 
+import socket
+import sys
 from pathlib import Path
 
 
@@ -24,3 +26,21 @@ def lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def listens_at(port: int) -> list[str]:
+    """The addresses at which somebody takes connections to this TCP port."""
+    found = []
+    for family, name in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            words = line.split()
+            address, _, number = words[1].partition(":")
+            if int(number, 16) == port and words[3] == "0A":
+                found.append(socket.inet_ntop(family, _in_network_order(bytes.fromhex(address))))
+    return found
+
+
+def _in_network_order(address: bytes) -> bytes:
+    if sys.byteorder == "big":
+        return address
+    return b"".join(address[at : at + 4][::-1] for at in range(0, len(address), 4))

@@ -104,11 +104,31 @@ def test_a_bad_picture_costs_nobody_else(pool: Pool, data: bytes, expected: str)
 
 
 def test_causes_are_told(pool: Pool) -> None:
-    """A crash is tried twice, a kill from outside four times, before the picture is blamed."""
-    assert reason(pool.submit(b"abort")) == "decoder_crashed"
+    """A kill from outside is tried four times before the picture is blamed."""
     assert reason(pool.submit(b"kill")) == "decoder_crashed"
     assert reason(pool.submit(b"hang")) == "decode_timeout"
-    assert pool.causes == {"crash": 2, "killed": 4, "timeout": 1}
+    assert pool.causes == {"killed": 4, "timeout": 1}
+
+
+def test_a_fault_costs_one_process_and_its_picture(pool: Pool) -> None:
+    """Whatever process it strikes: no such picture is tried again, and others are read as if nothing had been."""
+    faults = [b"segfault", b"abort", b"signal BUS", b"signal ILL", b"signal FPE"]
+    good, bad = [], []
+    for number, data in enumerate(faults):
+        good.append(pool.submit(bytes([number])))
+        bad.append(pool.submit(data))
+    good.append(pool.submit(bytes([len(faults)])))
+    assert [reason(future) for future in bad] == ["decoder_crashed"] * len(faults)
+    assert [value(future) for future in good] == list(range(len(faults) + 1))
+    assert pool.causes == {"crash": len(faults)}
+
+
+def test_one_kill_blames_nobody(pool: Pool, tmp_path: Path) -> None:
+    """The kernel short of memory, or an operator, struck the process that happened to read this picture."""
+    for name in ("KILL", "TERM", "HUP"):
+        struck = pool.submit(f"once {name} {tmp_path / name}".encode())
+        assert value(struck) == ord("o") and (tmp_path / name).exists()
+    assert pool.causes == {"killed": 3}
 
 
 def test_killing_every_decoder_between_jobs_blames_nobody(pool: Pool) -> None:

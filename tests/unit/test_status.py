@@ -1,6 +1,7 @@
 """`moderation status`: what a person reads at night."""
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def test_a_service_that_works_is_said_to_be_well_on_one_screen() -> None:
         (figures(workers=()), "No worker is alive and 4321 content IDs wait"),
         (figures(workers=(worker(),), oldest_s=3700), "The oldest of uploads has waited 1 h 1 min"),
         (figures(workers=(worker(),), ahead_s=90_000), "dated 1 d 1 h ahead"),
+        (replace(figures(workers=(worker(),)), records_ahead_s={"verdicts": 90_000.0}), "verdicts is dated 1 d 1 h"),
         (figures(workers=(worker(), worker(weights="vgg11-000000000000"))), "different weights versions"),
         (figures(workers=(worker(),), breaker=OPEN), "withholds 12 bans (140 of 600 opened it)"),
         (figures(workers=(worker(),), dead=2), "2 dead letters: see `moderation dead-letter list`"),

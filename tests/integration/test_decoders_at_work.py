@@ -1,0 +1,85 @@
+"""The decoders of a running worker: pictures that are slow, hang or crash there, and what that costs the others."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from tests.support.pictures import picture
+from tests.support.place import Place
+from tests.support.processes import decoders_of
+from tests.support.waiting import wait_until
+
+TIME_LIMIT_S = 5.0
+
+
+def slow_picture() -> bytes:
+    """60 megapixels, which take a decoder for seconds."""
+    return picture("risked", "PNG", (7740, 7740), compress_level=1)
+
+
+def cpu_ticks(pid: int) -> int:
+    """The processor time that a process has used."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return int(user) + int(system)
+
+
+def takes_pictures(pid: int) -> bool:
+    """Whether a decoder has started: the last thing it does before is to limit its memory."""
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    return "unlimited" not in limits.partition("Max address space")[2].splitlines()[0]
+
+
+def test_two_slow_pictures_keep_no_other_waiting(place: Place) -> None:
+    """With a third decoder, what was submitted behind them is judged meanwhile, not after them."""
+    slow = [place.add(slow_picture()) for _ in range(2)]
+    others = [place.add() for _ in range(30)]
+    place.start_worker(decoders="3", decode_timeout_s="40").wait_ready()
+    place.judge(place.add())
+    place.client.submit([*slow, *others])
+    found = place.client.wait([*slow, *others], 90)
+    assert {found[content_id].label for content_id in slow} == {"risked"}
+    order = [content_id for content_id in place.entries() if content_id in found]
+    assert set(order[-2:]) == set(slow), "others waited for a slow picture"
+
+
+def test_pictures_that_hang_in_every_decoder_cost_the_others_one_time_limit(place: Place) -> None:
+    """Two decoders stand still, each with a picture: both are given up when their time is over, nobody else is."""
+    worker = place.start_worker(decoders="2", decode_timeout_s=str(TIME_LIMIT_S)).wait_ready()
+    still = decoders_of(worker.process.pid)
+    wait_until(lambda: all(map(takes_pictures, still)), "both decoders to have started")
+    place.judge([place.add() for _ in range(20)])
+    for pid in still:
+        os.kill(pid, signal.SIGSTOP)
+    assert len(still) == 2
+    ids = [place.add() for _ in range(20)]
+    began = time.monotonic()
+    found = place.judge(ids)
+    waited_s = time.monotonic() - began
+    assert sorted(document.reasons for document in found.values() if document.status == "undecided") == [
+        ("decode_timeout",), ("decode_timeout",),
+    ]  # fmt: skip
+    assert {document.label for document in found.values() if document.status == "decided"} == {"approved"}
+    assert TIME_LIMIT_S <= waited_s < 2 * TIME_LIMIT_S, "all wait for one limit, and nobody for two"
+    assert worker.metric("moderation_decoder_restarts_total", cause="timeout") == 2
+    assert set(still).isdisjoint(decoders_of(worker.process.pid))
+
+
+def test_a_decoder_that_segfaults_costs_one_process_and_one_undecided(place: Place) -> None:
+    """In the middle of a picture, as a fault in an image library would: the pictures around it are judged."""
+    worker = place.start_worker(decoders="1", decode_timeout_s="40").wait_ready()
+    before, after = [place.add() for _ in range(10)], [place.add() for _ in range(10)]
+    place.judge(before)
+    (decoder,) = decoders_of(worker.process.pid)
+    begun = cpu_ticks(decoder)
+    fatal = place.add(slow_picture())
+    place.client.submit([fatal, *after])
+    wait_until(lambda: cpu_ticks(decoder) > begun + 20, "the decoder to be busy with the picture")
+    os.kill(decoder, signal.SIGSEGV)
+    found = place.client.wait([fatal, *after], 60)
+    document = found.pop(fatal)
+    assert (document.reasons, document.ban, document.review) == (("decoder_crashed",), False, True)
+    assert {document.label for document in found.values()} == {"approved"}
+    assert worker.metric("moderation_decoder_restarts_total") == 1
+    assert worker.metric("moderation_decoder_restarts_total", cause="crash") == 1
+    assert worker.process.poll() is None and place.broker.client().xlen("moderation:dead-letter") == 0
