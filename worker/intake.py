@@ -64,16 +64,15 @@ class Intake:
             for entry in self._parse(stream.decode(), [(entry_id, fields, 1) for entry_id, fields in entries])
         ]
 
-    def take_over(self, count: int) -> list[Entry]:
+    def take_over(self, stream: str, count: int) -> list[Entry]:
         """Claims up to `count` entries that their process has not refreshed for the take-over time."""
         taken: list[Entry] = []
-        for stream in STREAMS:
-            cursor: Any = "0-0"
-            while len(taken) < count:
-                cursor, claimed = self._auto_claim(stream, cursor, count - len(taken))
-                taken += claimed
-                if cursor == b"0-0":
-                    break
+        cursor: Any = "0-0"
+        while len(taken) < count:
+            cursor, claimed = self._auto_claim(stream, cursor, count - len(taken))
+            taken += claimed
+            if cursor == b"0-0":
+                break
         return taken
 
     def refresh(self, entries: Iterable[Entry]) -> None:

@@ -103,10 +103,12 @@ class Puller:
             with contextlib.suppress(ModerationError):
                 self._intake.refresh(self._held())
         rest = self._held()
-        alone = self._alone
-        if alone is not None:  # whatever ends this process now, a clean stop is no death
+        # A clean stop is no death: not of what was judged alone, nor of what was about to be, for which Redis may have
+        # taken the mark and the answer may have been lost.
+        marked = [self._alone] if self._alone else []
+        for entry in marked + ([self._next_suspect()] if self._suspects else []):
             with contextlib.suppress(ModerationError):
-                self._intake.unmark_alone(alone)
+                self._intake.unmark_alone(entry)
         try:
             self._intake.give_back(rest)
         except ModerationError:
@@ -148,6 +150,7 @@ class Puller:
                 self._intake.unmark_alone(self._alone)
                 self._alone = None
                 self._others_turn = True
+                self._kept_house = 0.0  # else nothing is taken over before the last suspect
         elif self._suspects and not self._others_turn:
             if self._pipeline.wait_until(self._idle, HOUSEKEEPING_S):
                 self._judge_alone()
@@ -203,11 +206,15 @@ class Puller:
         self._suspects.extend(entry for entry in unknown if entry.suspect)
         self._pipeline.accept([entry for entry in unknown if not entry.suspect])
 
+    def _next_suspect(self) -> Entry:
+        """The first, uploads before backfill."""
+        return next((entry for entry in self._suspects if not entry.backfill), self._suspects[0])
+
     def _judge_alone(self) -> None:
         """The next suspect, with nothing else in the process, and marked first: a death then names its cause."""
-        entry = self._suspects[0]
+        entry = self._next_suspect()
         deaths, broken_devices = self._intake.mark_alone(entry)
-        self._suspects.popleft()
+        self._suspects.remove(entry)
         self._alone = entry
         if deaths >= MOST_DEATHS_ALONE:
             self._pipeline.condemn(entry, f"{deaths} processes died while they judged nothing else.")
@@ -229,9 +236,11 @@ class Puller:
         except ModerationError as error:  # a stream that takes no entry must not end take-over and the watchdog
             logger.error("what waits for another attempt stays where it is: %s", error)
         # Never none for long: a backlog keeps the pipeline full, and a dead worker's claims must not wait for its end.
-        room = max(self._room(), FIRST_IN_WORK) - len(self._suspects)
-        if room > 0 and self._alone is None and self._connected_for_s() >= self._takeover_idle_s:
-            taken = self._intake.take_over(room)
+        room = max(self._room(), FIRST_IN_WORK)
+        if self._alone is None and self._connected_for_s() >= self._takeover_idle_s:
+            uploads = sum(not entry.backfill for entry in self._suspects)
+            taken = self._intake.take_over(bus.UPLOADS, room - uploads)
+            taken += self._intake.take_over(bus.BACKFILL, room - len(self._suspects) - len(taken))
             if taken:
                 logger.info("took over %d claims that were no longer refreshed", len(taken))
                 self._metrics.reclaimed.inc(len(taken))

@@ -167,7 +167,7 @@ def test_a_picture_that_breaks_every_device_is_given_up(place: Place) -> None:
     place.client.submit(content_id)
     for number in range(10):
         intake = Intake(raw, f"broken{number}", takeover_idle_s=0)
-        [entry] = intake.take_over(1) or intake.read(["moderation:uploads"], 1)
+        [entry] = intake.take_over("moderation:uploads", 1) or intake.read(["moderation:uploads"], 1)
         assert intake.mark_alone(entry) == (0, number)
         intake.blame_device(entry)
     worker = place.start_worker(app="tests.support.hanging_app", forward_timeout_s="2", takeover_idle_s="1")

@@ -95,3 +95,19 @@ def test_a_suspect_whose_fetch_hangs_costs_others_one_fetch_timeout(place: Place
     waited_s = time.monotonic() - began
     assert waited_s < FETCH_TIMEOUT_S + 3, "longer than one time-out and the second that it is looked for in"
     assert waited_s > FETCH_TIMEOUT_S / 2, "it was not behind the suspect: this shows nothing"
+
+
+def test_a_suspect_upload_goes_before_suspect_backfill(place: Place) -> None:
+    """Ten backfill suspects whose fetches hang, more than are taken over at once, and one upload that died later."""
+    hung = [f"hung{number}" for number in range(10)]
+    for content_id in hung:
+        os.mkfifo(place.content / content_id)
+    die_with(place, hung, backfill=True)
+    place.start_worker(takeover_idle_s="1", fetch_timeout_s="3").wait_ready()
+    wait_until(lambda: alone_marks(place), "the first of the backfill to be judged alone")
+    upload = place.add()
+    began = time.monotonic()
+    die_with(place, [upload])
+    assert place.client.wait(upload, 60)[upload].label == "approved"
+    waited_s = time.monotonic() - began
+    assert waited_s < 3 * 3, f"{waited_s:.1f} s, longer than the one in work, the take-over and one more"

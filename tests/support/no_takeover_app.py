@@ -5,7 +5,7 @@ from worker.entry import Entry
 from worker.intake import Intake
 
 
-def _takes_nothing(self: Intake, count: int) -> list[Entry]:
+def _takes_nothing(self: Intake, stream: str, count: int) -> list[Entry]:
     return []
 
 
