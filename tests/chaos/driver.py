@@ -38,6 +38,8 @@ SETTINGS = {
 SETTLE_S = 240.0
 # Celery delivers what a dead worker had received once its visibility timeout (60 s) is over.
 CELERY_SETTLE_S = 90.0
+# It may even come in the middle of the checks, which are then made anew.
+LOOKS = 3
 INTAKE = ("moderation:uploads", "moderation:backfill")
 
 
@@ -179,9 +181,6 @@ class Driver:
         if done and self.celery.sent:
             self.witness.wait_for(lambda: self.celery.sent.keys() <= self.witness.judged, CELERY_SETTLE_S)
             self._finish(taken, 30)
-        newest = self._newest()
-        self.witness.wait_for(lambda: not newest or self.witness.entries[-1].id == newest, 30)
-        self.took_s = time.monotonic() - self._began
         told = Told(
             intended | self.celery.sent.keys(),
             taken,
@@ -190,7 +189,16 @@ class Driver:
             self.rewriter.label,
             self.moderator.copies,
         )
-        return checks.check(list(self.witness.entries), told, self.pictures, self.versions, self.raw)
+        for _ in range(LOOKS if self.celery.sent else 1):
+            newest = self._newest()
+            self.witness.wait_for(lambda newest=newest: not newest or self.witness.entries[-1].id == newest, 30)
+            entries = list(self.witness.entries)
+            findings = checks.check(entries, told, self.pictures, self.versions, self.raw)
+            if self._newest() == newest and not any(map(self.raw.xlen, INTAKE)):
+                break
+            self._finish(taken, 30)
+        self.took_s = time.monotonic() - self._began
+        return findings
 
     def _finish(self, taken: set[str], timeout_s: float) -> bool:
         """Whether all that was taken has a verdict and left the intake within the time."""
