@@ -29,8 +29,8 @@ worker that was killed still had in its list when it was found dead, for others 
 RESUMED = """\
 "Judged" is held to the limit: a model's verdict on what was submitted after the server's return, which has been through
 the whole line, behind all that waited. The first verdict of any model may have been in hand before. A message by name
-is taken up when a worker's task has put its ID into the intake; Celery tries its connection after pauses of 2, 4, 6 …
-seconds, so it comes back later than those who pull, and the later the longer the server was away.
+is taken up when a worker's task has put its ID into the intake. Celery comes back later than those who pull: it tries
+the server again after pauses of 2, 4, 6 … seconds, and gives up half-open connections after 11 and 5 seconds.
 """
 
 
