@@ -84,7 +84,7 @@ def _totals(parts: dict[str, Any]) -> list[str]:
         "copies by decisions on their bytes": "known_copies", "copies judged before": "copies_judged_before",
         "rescans of other bytes": "rewritten",
         "champion swaps": "swaps", "claims left by the dead": "orphaned",
-        "entries delivered to nobody (half-open)": "into_the_void", "**lost**": "lost",
+        "entries delivered to nobody (half-open), at least": "into_the_void", "**lost**": "lost",
         "**two effective verdicts**": "twice", "**banned twice**": "banned_twice", "**other findings**": "other",
     }  # fmt: skip
     rows = _header("part", *columns)

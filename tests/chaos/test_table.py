@@ -40,10 +40,10 @@ def test_the_control_says_what_was_lost_and_where_it_lay() -> None:
 
 def test_work_and_messages_by_name_have_limits_of_their_own() -> None:
     """Both are in the table, and either may be late."""
-    assert not Resumption("server killed", 20.0, 1.0, 10.0, 30.0).late
+    assert not Resumption("server killed", 20.0, 1.0, 10.0, 45.0).late
     assert Resumption("server killed", 20.0, 1.0, 10.1, 1.0).late
-    assert Resumption("server killed", 20.0, 1.0, 1.0, 30.1).late
-    assert not Resumption("server killed", 30.0, 1.0, 35.0, 35.0).late
+    assert Resumption("server killed", 20.0, 1.0, 1.0, 45.1).late
+    assert not Resumption("server killed", 30.0, 1.0, 35.0, 1.0).late
 
 
 def test_what_is_kept_beside_the_runs_has_its_command() -> None:
