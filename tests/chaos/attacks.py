@@ -48,8 +48,7 @@ def sigterm(driver: Driver) -> None:
 
 def sigstop(driver: Driver) -> None:
     """A worker stands still until others have taken its work, for longer than the take-over time; then it goes on."""
-    victim = driver.one_at_work()
-    victim.process.send_signal(signal.SIGSTOP)
+    victim = _stop_at_work(driver)
     _taken_over(driver, victim)
     victim.process.send_signal(signal.SIGCONT)
     driver.tally["SIGSTOP beyond the take-over, SIGCONT"] += 1
@@ -206,18 +205,23 @@ def _armed(driver: Driver, point: str, **settings: str) -> WorkerProcess:
     return driver.start_worker(FAILPOINT_APP, fail_point=point, fail_passes=str(passes), **more, **settings)
 
 
-def _kill_at_work(driver: Driver) -> None:
-    """A worker dies that holds claims at that very moment: it is stopped to be looked at, and goes on if it has none.
-
-    Counts what it leaves once it is dead: an answer may have been on its way.
-    """
+def _stop_at_work(driver: Driver) -> WorkerProcess:
+    """A worker that holds claims stands still; one that turns out to hold none goes on, and another is looked for."""
     while True:
         victim = driver.one_at_work()
         victim.process.send_signal(signal.SIGSTOP)
         wait_until(lambda victim=victim: _state(victim) == "T", "a worker to stop")
         if driver.claims().get(victim.process.pid, 0):
-            break
+            return victim
         victim.process.send_signal(signal.SIGCONT)
+
+
+def _kill_at_work(driver: Driver) -> None:
+    """A worker dies that holds claims at that very moment.
+
+    Counts what it leaves once it is dead: an answer may have been on its way when it was stopped.
+    """
+    victim = _stop_at_work(driver)
     victim.kill()
     driver.orphaned += driver.claims().get(victim.process.pid, 0)
 
