@@ -178,9 +178,11 @@ def _through_a_worker(place: Place, pictures: list[bytes]) -> Judged:
 
 
 def _mutated_pictures() -> str:
-    shared = len(seeds_beside(HOSTILE))
-    of = f"a third from {shared} small files of ../shared/data/hostile" if shared else "without ../shared/data/hostile"
-    return f"{MANY:,} mutated pictures ({of}, the others from {len(seeds(random.Random(SEED)))} that the test makes)"
+    made, shared = len(seeds(random.Random(SEED))), len(seeds_beside(HOSTILE))
+    if not shared:
+        return f"{MANY:,} mutated pictures (all from {made} that the test makes: ../shared/data/hostile is not there)"
+    of = f"a third from {shared} small files of ../shared/data/hostile, the others from {made} that the test makes"
+    return f"{MANY:,} mutated pictures ({of})"
 
 
 def _counts(outcomes: Counter[str]) -> str:
