@@ -211,7 +211,7 @@ class Driver:
                 and not self._corrections_waiting()
             )
 
-        return self.witness.wait_for(finished, timeout_s) or finished()
+        return self.witness.wait_for(finished, timeout_s)
 
     def _corrections_waiting(self) -> bool:
         groups: Any = self.raw.xinfo_groups("moderation:corrections") if self.moderator.decided else []

@@ -20,6 +20,7 @@ from typing import Any
 import redis
 
 STREAM = "moderation:verdicts"
+ASK_AGAIN_S = 0.5
 
 
 class Notebook:
@@ -134,10 +135,17 @@ class Witness:
         self._thread = threading.Thread(target=self._run, name="witness", daemon=True)
         self._thread.start()
 
-    def wait_for(self, reached: Any, timeout_s: float) -> bool:
-        """Waits until `reached()`, asked after every read that brought something; whether it came to that."""
+    def wait_for(self, reached: Callable[[], object], timeout_s: float) -> bool:
+        """Waits until `reached()`; whether it came to that.
+
+        It is asked after every read that brought something, and at times without: the last of the work may leave no
+        verdict, as what had one already does.
+        """
+        deadline = time.monotonic() + timeout_s
         with self._changed:
-            return bool(self._changed.wait_for(reached, timeout_s))
+            while not (done := bool(reached())) and (left_s := deadline - time.monotonic()) > 0:
+                self._changed.wait(min(left_s, ASK_AGAIN_S))
+            return done
 
     def first(self, which: Callable[[Entry], bool], after_s: float) -> Entry | None:
         """The first such entry among those written after the moment."""
