@@ -146,12 +146,13 @@ def restart_broker(driver: Driver, outage_s: float, *, kill: bool, worker_dies: 
         driver.tally["SIGKILL of a worker at work, then the server goes"] += 1
     (driver.place.broker.kill if kill else driver.place.broker.stop)()
     threading.Event().wait(outage_s)
-    returned = time.time()
+    started = time.time()
     driver.place.broker.start()
+    returned = time.time()  # it answers; while it loads its file it is not back for anybody
     if worker_dies:  # not before: one that finds no server at its start ends at once, and is its supervisor's to start
         driver.start_worker()
     what = f"server {'killed' if kill else 'stopped'}" + (", a worker before it" if worker_dies else "")
-    driver.resumed.append(observed(driver.witness, driver.celery, what, outage_s, returned))
+    driver.resumed.append(observed(driver.witness, driver.celery, what, outage_s, returned, returned - started))
     driver.tally["SIGKILL of the server, restart" if kill else "clean stop of the server, restart"] += 1
 
 

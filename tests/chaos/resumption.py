@@ -18,7 +18,7 @@ MESSAGE_EVERY_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """What was seen after an outage, in seconds from the broker's return.
+    """What was seen after an outage, in seconds from the broker's return, which is when it answers again.
 
     Attributes:
         published_s: the first verdict by a model. It may have been in hand before, and shows only that a result that
@@ -29,6 +29,8 @@ class Resumption:
             all that waited before it.
         by_name_s: a message `moderation.moderate` that was sent after the return was taken up: its ID was in the
             intake, where a worker's task had put it.
+        loading_s: how long the server took to answer once it was started, most of it to load its append-only file;
+            part of no limit, and not of `outage_s`.
     """
 
     what: str
@@ -36,9 +38,9 @@ class Resumption:
     published_s: float
     judged_s: float
     by_name_s: float
-
+    loading_s: float = 0.0
     judged_s_limit: float = field(init=False)
-    by_name_s_limit: float = BY_NAME_S
+    by_name_s_limit: float = field(init=False, default=BY_NAME_S)
 
     def __post_init__(self) -> None:
         long = self.outage_s > LONG_OUTAGE_S
@@ -50,7 +52,9 @@ class Resumption:
         return self.judged_s > self.judged_s_limit or self.by_name_s > self.by_name_s_limit
 
 
-def observed(witness: Witness, celery: CelerySender, what: str, outage_s: float, returned: float) -> Resumption:
+def observed(
+    witness: Witness, celery: CelerySender, what: str, outage_s: float, returned: float, loading_s: float = 0.0
+) -> Resumption:
     """Sends messages by name until one is taken up, and work is done again; fails where that takes too long."""
 
     def judged(entry: Entry) -> bool:
@@ -73,4 +77,6 @@ def observed(witness: Witness, celery: CelerySender, what: str, outage_s: float,
     after = f"{PATIENCE_S:g} s after the broker's return ({what}, away for {outage_s:g} s)"
     assert work is not None and published is not None, f"nothing submitted since then was judged {after}"
     assert message is not None, f"no message sent by name since then was taken up {after}"
-    return Resumption(what, outage_s, published.at_s - returned, work.at_s - returned, message.submitted_s - returned)
+    return Resumption(
+        what, outage_s, published.at_s - returned, work.at_s - returned, message.submitted_s - returned, loading_s
+    )

@@ -27,10 +27,11 @@ worker that was killed still had in its list when it was found dead, for others 
 """
 
 RESUMED = """\
-"Judged" is held to the limit: a model's verdict on what was submitted after the server's return, which has been through
-the whole line, behind all that waited. The first verdict of any model may have been in hand before. A message by name
-is taken up when a worker's task has put its ID into the intake. Celery comes back later than those who pull: it tries
-the server again after pauses of 2, 4, 6 … seconds, and gives up half-open connections after 11 and 5 seconds.
+The server is back when it answers, not while it loads its append-only file. "Judged" is held to the limit: a model's
+verdict on what was submitted after the server's return, which has been through the whole line, behind all that waited.
+The first verdict of any model may have been in hand before. A message by name is taken up when a worker's task has put
+its ID into the intake. Celery comes back later than those who pull: it tries the server again after pauses of 2, 4, 6 …
+seconds, and gives up half-open connections after 11 and 5 seconds.
 """
 
 
@@ -105,13 +106,16 @@ def _attacks(parts: dict[str, Any]) -> list[str]:
 
 def _resumptions(parts: dict[str, Any]) -> list[str]:
     rows = _header(
-        "the server", "away, s", "first verdict after its return, s", "judged what was submitted after it, s (limit)",
+        "the server", "away, s", "then loading, s", "first verdict after its return, s",
+        "judged what was submitted after it, s (limit)",
         "message by name taken up, s (limit)",
     )  # fmt: skip
     for part in parts.values():
         for seen in part["resumed"]:
             judged, by_name = (f"{seen[key]:.1f} ({seen[f'{key}_limit']:g})" for key in ("judged_s", "by_name_s"))
-            rows.append(_row(seen["what"], f"{seen['outage_s']:g}", f"{seen['published_s']:.1f}", judged, by_name))
+            loading = f"{seen['loading_s']:.1f}" if seen["loading_s"] else ""
+            away = f"{seen['outage_s']:g}"
+            rows.append(_row(seen["what"], away, loading, f"{seen['published_s']:.1f}", judged, by_name))
     return [*rows, "", RESUMED]
 
 
