@@ -152,7 +152,7 @@ def restart_broker(driver: Driver, outage_s: float, *, kill: bool, worker_dies: 
     if worker_dies:  # not before: one that finds no server at its start ends at once, and is its supervisor's to start
         driver.start_worker()
     what = f"server {'killed' if kill else 'stopped'}" + (", a worker before it" if worker_dies else "")
-    driver.resumed.append(observed(driver.witness, driver.celery, what, outage_s, returned, returned - started))
+    _note_resumption(driver, what, outage_s, returned, returned - started)
     driver.tally["SIGKILL of the server, restart" if kill else "clean stop of the server, restart"] += 1
 
 
@@ -161,7 +161,7 @@ def cut_connections(driver: Driver) -> None:
     _all_at_work(driver)
     cut = time.time()
     driver.raw.client_kill_filter(_type="normal", skipme=True)
-    driver.resumed.append(observed(driver.witness, driver.celery, "connections closed", 0.0, cut))
+    _note_resumption(driver, "connections closed", 0.0, cut)
     driver.tally["all connections closed by the server"] += 1
 
 
@@ -183,7 +183,7 @@ def go_dark(driver: Driver, proxy: Proxy, *, blocked: bool) -> None:
         wait_until(lambda: driver.delivered_since(lost), "an entry to be delivered to nobody", DEAF_S)
     driver.into_the_void += driver.delivered_since(lost)
     what = f"connections half-open, workers {'waiting' if blocked else 'at work'}"
-    driver.resumed.append(observed(driver.witness, driver.celery, what, 0.0, lost))
+    _note_resumption(driver, what, 0.0, lost)
     driver.tally["all workers' connections half-open"] += 1
 
 
@@ -239,3 +239,10 @@ def _taken_over(driver: Driver, stopped: WorkerProcess) -> None:
 
 def _state(worker: WorkerProcess) -> str:
     return Path(f"/proc/{worker.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def _note_resumption(driver: Driver, what: str, outage_s: float, returned: float, loading_s: float = 0.0) -> None:
+    try:
+        driver.resumed.append(observed(driver.witness, driver.celery, what, outage_s, returned, loading_s))
+    except AssertionError as error:
+        raise AssertionError("\n".join([str(error), *driver.ended_by_themselves()])) from None

@@ -9,6 +9,7 @@ Attacks are in `attacks`, what must be true in `checks`.
 """
 
 import random
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -114,6 +115,14 @@ class Driver:
         """The workers that run the ordinary app and have not ended."""
         return [w for w in self.place.workers if w.app == self.app and w.process.poll() is None]
 
+    def ended_by_themselves(self) -> list[str]:
+        """Workers that neither were killed nor ended well: no attack here is a reason to."""
+        return [
+            f"a worker ended by itself with exit code {code}: {_last_word(worker.log())}"
+            for worker in self.place.workers
+            if (code := worker.process.poll()) not in (None, 0, -signal.SIGKILL)
+        ]
+
     def claims(self) -> dict[int, int]:
         """How many entries each worker process has claimed, by its process ID."""
         held: Counter[int] = Counter()
@@ -194,6 +203,7 @@ class Driver:
             self.witness.wait_for(lambda newest=newest: not newest or self.witness.entries[-1].id == newest, 30)
             entries = list(self.witness.entries)
             findings = checks.check(entries, told, self.pictures, self.versions, self.raw)
+            findings.other += self.ended_by_themselves()
             if self._newest() == newest and not any(map(self.raw.xlen, INTAKE)):
                 break
             self._finish(taken, 30)
@@ -240,6 +250,12 @@ class Driver:
             actor.ending.set()
         self.witness.close()
         self.place.__exit__(kind, error, trace)
+
+
+def _last_word(log: str) -> str:
+    """What a worker said was wrong, else its last line."""
+    lines = log.splitlines() or ["nothing said"]
+    return next((line for line in reversed(lines) if " CRITICAL " in line), lines[-1])[:300]
 
 
 def _process(consumer: bytes) -> int:

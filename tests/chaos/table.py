@@ -21,9 +21,10 @@ OTHER_FINDINGS = """\
 Other findings would be: a verdict that its picture and version do not give, a healthy picture undecided or among the
 dead letters, a decision of a person that does not stand, one that does not hold for the same bytes under another ID
 from the moment on that it is in force, an ID that nobody submitted, anything left in the intake, a key without a TTL, a
-stream that differs from what was read of it while it grew. A swap counts once a verdict by the new champion was seen. A
-person who confirms a ban makes a verdict of their own; that is no second ban. Claims left by the dead are what each
-worker that was killed still had in its list when it was found dead, for others to take over.
+stream that differs from what was read of it while it grew, a worker that ended by itself. A swap counts once a verdict
+by the new champion was seen. A person who confirms a ban makes a verdict of their own; that is no second ban. Claims
+left by the dead are what each worker that was killed still had in its list when it was found dead, for others to take
+over.
 """
 
 RESUMED = """\
