@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.chaos.driver import Driver
+from tests.chaos.driver import INTAKE, Driver
+from tests.chaos.resumption import observed
 from tests.support.failpoint_app import SAID
 from tests.support.processes import decoders_of
 from tests.support.proxy import Proxy
@@ -26,13 +27,13 @@ OFTEN = (
 # When no fail point was reached for so long, an ordinary worker dies: some points need claims to take over.
 IMPATIENT_S = 10.0
 LOAD = 20
+# Half-open: by then no worker has given up on a connection yet, see bus.SOCKET_TIMEOUT_S, and refreshed its claims.
+DEAF_S = 3.0
 
 
 def sigkill(driver: Driver) -> None:
     """A worker in the middle of work dies at once; another is started in its place."""
-    victim = driver.one_at_work()
-    victim.kill()
-    driver.orphaned += driver.claims().get(victim.process.pid, 0)
+    _kill_at_work(driver)
     driver.tally["SIGKILL of a worker at work"] += 1
     driver.start_worker()
 
@@ -47,8 +48,7 @@ def sigterm(driver: Driver) -> None:
 
 def sigstop(driver: Driver) -> None:
     """A worker stands still until others have taken its work, for longer than the take-over time; then it goes on."""
-    victim = driver.one_at_work()
-    victim.process.send_signal(signal.SIGSTOP)
+    victim = _stop_at_work(driver)
     _taken_over(driver, victim)
     victim.process.send_signal(signal.SIGCONT)
     driver.tally["SIGSTOP beyond the take-over, SIGCONT"] += 1
@@ -142,15 +142,17 @@ def restart_broker(driver: Driver, outage_s: float, *, kill: bool, worker_dies: 
     """The server goes, by SIGKILL or as asked to, stays away, and comes back with its append-only file."""
     _all_at_work(driver)
     if worker_dies:
-        driver.one_at_work().kill()
+        _kill_at_work(driver)
+        driver.tally["SIGKILL of a worker at work, then the server goes"] += 1
     (driver.place.broker.kill if kill else driver.place.broker.stop)()
     threading.Event().wait(outage_s)
-    returned = time.time()
+    started = time.time()
     driver.place.broker.start()
+    returned = time.time()  # it answers; while it loads its file it is not back for anybody
     if worker_dies:  # not before: one that finds no server at its start ends at once, and is its supervisor's to start
         driver.start_worker()
-    what = f"server {'killed' if kill else 'stopped'}" + (", a worker with it" if worker_dies else "")
-    _note_resumption(driver, what, outage_s, returned)
+    what = f"server {'killed' if kill else 'stopped'}" + (", a worker before it" if worker_dies else "")
+    _note_resumption(driver, what, outage_s, returned, returned - started)
     driver.tally["SIGKILL of the server, restart" if kill else "clean stop of the server, restart"] += 1
 
 
@@ -163,15 +165,25 @@ def cut_connections(driver: Driver) -> None:
     driver.tally["all connections closed by the server"] += 1
 
 
-def go_dark(driver: Driver, proxy: Proxy) -> None:
-    """Every connection of the workers to the server is lost without a word to either end."""
-    enough = len(driver.witness.entries) + 300
-    assert driver.witness.wait_for(lambda: len(driver.witness.entries) > enough, 60), "no work before the loss"
-    _all_at_work(driver)
-    lost = time.time()
+def go_dark(driver: Driver, proxy: Proxy, *, blocked: bool) -> None:
+    """Every connection of the workers is lost without a word to either end; the server believes them to be there.
+
+    In the middle of work, or with `blocked` at a moment when all wait for work in a blocking read: what is submitted
+    next is then delivered to nobody.
+    """
+    if blocked:
+        driver.feeder.rest(True)
+        wait_until(lambda: not any(map(driver.raw.xlen, INTAKE)), "workers to have nothing to do", 90)
+    else:
+        _all_at_work(driver)
     proxy.go_dark()
-    # What was on its way at that moment may still arrive.
-    _note_resumption(driver, "connections half-open", 0.0, lost + 0.5)
+    lost = time.time()
+    driver.feeder.rest(False)
+    if blocked:
+        wait_until(lambda: driver.delivered_since(lost), "an entry to be delivered to nobody", DEAF_S)
+    driver.into_the_void += driver.delivered_since(lost)
+    what = f"connections half-open, workers {'waiting' if blocked else 'at work'}"
+    _note_resumption(driver, what, 0.0, lost)
     driver.tally["all workers' connections half-open"] += 1
 
 
@@ -194,6 +206,27 @@ def _armed(driver: Driver, point: str, **settings: str) -> WorkerProcess:
     return driver.start_worker(FAILPOINT_APP, fail_point=point, fail_passes=str(passes), **more, **settings)
 
 
+def _stop_at_work(driver: Driver) -> WorkerProcess:
+    """A worker that holds claims stands still; one that turns out to hold none goes on, and another is looked for."""
+    while True:
+        victim = driver.one_at_work()
+        victim.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda victim=victim: _state(victim) == "T", "a worker to stop")
+        if driver.claims().get(victim.process.pid, 0):
+            return victim
+        victim.process.send_signal(signal.SIGCONT)
+
+
+def _kill_at_work(driver: Driver) -> None:
+    """A worker dies that holds claims at that very moment.
+
+    Counts what it leaves once it is dead: an answer may have been on its way when it was stopped.
+    """
+    victim = _stop_at_work(driver)
+    victim.kill()
+    driver.orphaned += driver.claims().get(victim.process.pid, 0)
+
+
 def _all_at_work(driver: Driver) -> None:
     """All workers are connected, and there is work: one about to connect would go on as if nothing were."""
     wait_until(lambda: all(worker.get("/readyz")[0] == 200 for worker in driver.alive()), "all workers connected", 90)
@@ -208,12 +241,8 @@ def _state(worker: WorkerProcess) -> str:
     return Path(f"/proc/{worker.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def _note_resumption(driver: Driver, what: str, outage_s: float, returned: float) -> None:
-    resumed = driver.witness.first_after(returned, 90)
-    assert resumed is not None, f"no verdict within 90 s: {what}, {outage_s:g} s"
-    by_name: float | None = None
-    if outage_s and (ids := driver.celery.send(1)):
-        sent = time.monotonic()
-        if driver.witness.wait_for(lambda: set(ids) <= driver.witness.judged, 90):
-            by_name = time.monotonic() - sent
-    driver.resumed.append((what, outage_s, resumed, by_name))
+def _note_resumption(driver: Driver, what: str, outage_s: float, returned: float, loading_s: float = 0.0) -> None:
+    try:
+        driver.resumed.append(observed(driver.witness, driver.celery, what, outage_s, returned, loading_s))
+    except AssertionError as error:
+        raise AssertionError("\n".join([str(error), *driver.ended_by_themselves()])) from None

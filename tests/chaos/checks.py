@@ -4,13 +4,14 @@ Knows no attacks. Each check gives the findings it makes, as sentences; an empty
 """
 
 from collections import defaultdict
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import redis
 
-from tests.chaos.record import Entry, parse
+from tests.chaos.record import Copy, Entry, Told, parse
 from tests.chaos.scene import Pictures, Versions, label_of
 
 LASTING = frozenset(
@@ -32,6 +33,8 @@ class Findings:
     other: list[str] = field(default_factory=list)
     verdicts: int = 0
     bans: int = 0
+    known_copies: int = 0
+    copies_judged_before: int = 0
 
     def assert_none(self) -> None:
         """Fails with everything that was found."""
@@ -43,40 +46,25 @@ class Findings:
         assert not said, "\n".join(said)
 
 
-def check(
-    entries: list[Entry],
-    intended: set[str],
-    taken: set[str],
-    decided: dict[str, list[str]],
-    unsure: set[str],
-    rewritten: dict[str, str],
-    pictures: Pictures,
-    versions: Versions,
-    server: redis.Redis,
-) -> Findings:
-    """All checks.
-
-    Args:
-        entries: what the witness saw. intended, taken: what the notebooks say.
-        decided: people's decisions that the server took, in order, by content ID.
-        rewritten: what the bytes now under a content ID deserve, for those that had others before.
-        unsure: content IDs with a decision that it may have taken.
-    """
+def check(entries: list[Entry], told: Told, pictures: Pictures, versions: Versions, server: redis.Redis) -> Findings:
+    """All checks, on what the witness saw, what the service was told, and what the server holds."""
     found = Findings(verdicts=len(entries), bans=sum(entry.ban for entry in entries))
     by_id: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         by_id[entry.content_id].append(entry)
-    found.lost = taken - by_id.keys()
-    found.other += [f"{content_id} has a verdict and was never submitted" for content_id in by_id.keys() - intended]
+    found.lost = told.taken - by_id.keys()
+    never = by_id.keys() - told.intended
+    found.other += [f"{content_id} has a verdict and was never submitted" for content_id in never]
     for content_id, history in by_id.items():
         _check_one(content_id, history, found)
     for entry in entries:
-        found.other += _wrong(entry, decided.keys() | unsure, pictures, versions)
-    found.other += _decisions(by_id, decided, server)
-    for content_id, label in rewritten.items():
-        if by_id[content_id] and by_id[content_id][-1].document["label"] != label:
+        found.other += _wrong(entry, told.decided.keys() | told.unsure, pictures, versions)
+    found.other += _decisions(by_id, told.decided, server)
+    _copies(by_id, told.copies, found)
+    for content_id, label in told.rewritten.items():
+        if content_id in by_id and by_id[content_id][-1].document["label"] != label:
             found.other.append(f"{content_id} now shows a picture that is {label}: {by_id[content_id][-1].document}")
-    found.other += _server(entries, by_id, server)
+    found.other += _server(entries, by_id.keys(), server)
     return found
 
 
@@ -116,23 +104,52 @@ def _wrong(entry: Entry, by_people: set[str], pictures: Pictures, versions: Vers
     return [f"{entry.content_id} is {document['label']}"] if document["label"] != deserved else []
 
 
-def _decisions(by_id: dict[str, list[Entry]], decided: dict[str, str], server: redis.Redis) -> list[str]:
+def _copies(by_id: Mapping[str, list[Entry]], copies: dict[str, Copy], found: Findings) -> None:
+    """What was shown again under another content ID, against the decisions on the original."""
+    for content_id, copy in copies.items():
+        decisions = [entry for entry in by_id.get(copy.original, []) if entry.document["reasons"] == ["human"]]
+        for entry in by_id.get(content_id, []):
+            by_known = entry.document["reasons"] == ["known_content"]
+            found.known_copies += by_known
+            found.copies_judged_before += not by_known
+            found.other += _copied(entry, copy, [said for said in decisions if said.place < entry.place])
+
+
+def _copied(entry: Entry, copy: Copy, before: list[Entry]) -> list[str]:
+    """Whether a copy's verdict is what the decisions on its bytes that took effect before it make it.
+
+    A decision holds for the bytes from the step on that writes its verdict, where that verdict names them; where it
+    came before anybody had seen them, from the first look at them on, which leaves no verdict behind. So whoever made
+    the copy asked the server, and in between both a model's verdict and the person's are right.
+    """
+    by_known = entry.document["reasons"] == ["known_content"]
+    if by_known and (not before or entry.document["label"] != before[-1].document["label"]):
+        said = [decision.document["label"] for decision in before]
+        return [f"{entry.content_id} is known content and {entry.document['label']}; decided before it was: {said}"]
+    in_force = copy.known or any(decision.document["content_sha256"] for decision in before)
+    if in_force and not by_known:
+        return [f"{entry.content_id} was judged by a model when the decision on {copy.original} was in force"]
+    return []
+
+
+def _decisions(by_id: Mapping[str, list[Entry]], decided: dict[str, list[str]], server: redis.Redis) -> list[str]:
     """Each decision of a person took effect once, and stands."""
     said = []
     for content_id, labels in decided.items():
-        took_effect = [entry.document["label"] for entry in by_id[content_id] if "human" in entry.document["reasons"]]
+        history = by_id.get(content_id, [])
+        took_effect = [entry.document["label"] for entry in history if "human" in entry.document["reasons"]]
         # One that comes before the verdict is joined by those after it, and the last of them is what is published.
         rest = iter(labels)
         if not all(label in rest for label in took_effect) or len(took_effect) > len(labels):
             said.append(f"of the decisions {labels} on {content_id} these took effect: {took_effect}")
-        last = by_id[content_id][-1].document if by_id[content_id] else {}
+        last = history[-1].document if history else {}
         if last.get("reasons") != ["human"] or last.get("label") != labels[-1]:
             said.append(f"the decision on {content_id}, {labels[-1]}, does not stand: {last}")
     pending: Any = server.xpending("moderation:corrections", "moderation")["pending"] if decided else 0
     return said + ([f"{pending} corrections were read and not acknowledged"] if pending else [])
 
 
-def _server(entries: list[Entry], by_id: dict[str, list[Entry]], server: redis.Redis) -> list[str]:
+def _server(entries: list[Entry], judged: Set[str], server: redis.Redis) -> list[str]:
     """The server holds what the witness saw, and nothing that should have gone."""
     said = []
     standing = [parse(entry_id, fields) for entry_id, fields in server.xrange("moderation:verdicts")]
@@ -153,6 +170,6 @@ def _server(entries: list[Entry], by_id: dict[str, list[Entry]], server: redis.R
         endless = {key for key, ttl in zip(keys, pipeline.execute(), strict=True) if ttl < 0}
     said += [f"{key} has no TTL" for key in sorted(endless - LASTING)]
     documents = {key.removeprefix("moderation:verdict:") for key in keys if key.startswith("moderation:verdict:")}
-    if documents != by_id.keys():
-        said.append(f"{len(documents ^ by_id.keys())} IDs have an entry and no document, or a document and no entry")
+    if documents != judged:
+        said.append(f"{len(documents ^ judged)} IDs have an entry and no document, or a document and no entry")
     return said

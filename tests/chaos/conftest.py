@@ -13,9 +13,9 @@ from tests.chaos import results
 @pytest.fixture(scope="session")
 def _table(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
-    if results.TABLE.exists():
+    if results.PARTIAL.exists():
         with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-            print(f"\n\n{results.TABLE.read_text()}")
+            print(f"\n\n{results.PARTIAL.read_text()}")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ Attacks are in `attacks`, what must be true in `checks`.
 """
 
 import random
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,12 +17,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.chaos import checks
-from tests.chaos.load import CelerySender, Feeder, Moderator, Producers, Rewriter, Swapper
-from tests.chaos.record import Notebook, Witness, noted
+from tests.chaos.load import CelerySender, Feeder, Producers
+from tests.chaos.people import Moderator, Rewriter, Swapper
+from tests.chaos.record import Notebook, Told, Witness, noted
+from tests.chaos.resumption import Resumption
 from tests.chaos.scene import Pictures, Versions
 from tests.support.place import Place
 from tests.support.waiting import wait_until
-from tests.support.worker import WorkerProcess
+from tests.support.worker import Broker, WorkerProcess, shipped_redis
 
 SETTINGS = {
     # Shortened from 15 s, so that claims change hands as often as possible; a part of the suite sets it back.
@@ -36,6 +39,9 @@ SETTINGS = {
 SETTLE_S = 240.0
 # Celery delivers what a dead worker had received once its visibility timeout (60 s) is over.
 CELERY_SETTLE_S = 90.0
+# It may even come in the middle of the checks, which are then made anew.
+LOOKS = 3
+INTAKE = ("moderation:uploads", "moderation:backfill")
 
 
 class Driver:
@@ -46,6 +52,8 @@ class Driver:
         workers: how many there are at any time.
         celery_every_s: how often a Celery message is sent by name; None for never.
         ahead: uploads that always wait.
+        appendfsync: of the server, which else has the settings of deploy/redis. Only one that dies can lose what it
+            had not synced, so only those who kill it ask for `always`.
         settings: `MODERATION_*` in lower case, over SETTINGS.
     """
 
@@ -58,15 +66,20 @@ class Driver:
         app: str = "tests.support.tiny_app",
         celery_every_s: float | None = None,
         ahead: int = 160,
+        appendfsync: str | None = None,
         weights: Path | None = None,
         **settings: str,
     ) -> None:
-        self.place = Place(folder, weights=weights)
+        config = shipped_redis() | ({"appendfsync": appendfsync} if appendfsync else {})
+        self.place = Place(folder, Broker(folder / "valkey", **config), weights)
         self.seed, self.app, self._wanted, self.settings = seed, app, workers, SETTINGS | settings
         self.dice = random.Random(seed)
         self.tally: Counter[str] = Counter()
-        self.resumed: list[tuple[str, float, float, float | None]] = []
+        self.resumed: list[Resumption] = []
         self.orphaned = 0
+        """Claims that workers held when they died: what others had to take over."""
+        self.into_the_void = 0
+        """Entries that the server delivered into connections whose other end was gone."""
         url = self.place.broker.url
         self.pictures = Pictures(folder, self.place.content)
         self.versions = Versions(self.place.store)
@@ -102,13 +115,50 @@ class Driver:
         """The workers that run the ordinary app and have not ended."""
         return [w for w in self.place.workers if w.app == self.app and w.process.poll() is None]
 
+    def ended_by_themselves(self) -> list[str]:
+        """Workers that neither were killed nor ended well: no attack here is a reason to."""
+        return [
+            f"a worker ended by itself with exit code {code}: {_last_word(worker.log())}"
+            for worker in self.place.workers
+            if (code := worker.process.poll()) not in (None, 0, -signal.SIGKILL)
+        ]
+
     def claims(self) -> dict[int, int]:
         """How many entries each worker process has claimed, by its process ID."""
         held: Counter[int] = Counter()
-        for stream in ("moderation:uploads", "moderation:backfill"):
+        for stream in INTAKE:
             for consumer in self.raw.xinfo_consumers(stream, "moderation"):
-                held[int(consumer["name"].decode().split("-")[-2])] += consumer["pending"]
+                held[_process(consumer["name"])] += consumer["pending"]
         return held
+
+    def delivered_since(self, moment_s: float) -> int:
+        """How many of the entries that are claimed now were delivered, or refreshed, after the moment."""
+        pending = self._pending()
+        seconds, micros = self.raw.time()
+        now_s = seconds + micros / 1e6
+        return sum(now_s - info["time_since_delivered"] / 1000 > moment_s for _, info in pending)
+
+    def stranded(self) -> list[str]:
+        """The content ID of each entry that is pending in the list of a process that is dead."""
+        dead = {worker.process.pid for worker in self.place.workers if worker.process.poll() is not None}
+        found = []
+        for stream, info in self._pending():
+            if _process(info["consumer"]) in dead:
+                (_, fields), = self.raw.xrange(stream, info["message_id"], info["message_id"])  # fmt: skip
+                found.append(fields[b"content_id"].decode())
+        return found
+
+    def only_stranded_left(self) -> bool:
+        """Whether nothing is left to be done but what dead processes have claimed."""
+        left = sum(self.raw.xlen(stream) for stream in INTAKE) + self.raw.zcard("moderation:retry")
+        return left == len(self.stranded()) and not self._corrections_waiting()
+
+    def _pending(self) -> list[tuple[str, Any]]:
+        return [
+            (stream, info)
+            for stream in INTAKE
+            for info in self.raw.xpending_range(stream, "moderation", "-", "+", 10_000)
+        ]
 
     def one_at_work(self) -> WorkerProcess:
         """A worker that holds claims at this moment, by the dice."""
@@ -124,9 +174,13 @@ class Driver:
 
     def settle(self, patience_s: float = SETTLE_S) -> checks.Findings:
         """Ends the load, lets the workers finish for up to `patience_s`, and checks everything."""
+        self.end_load()
+        return self.finish(patience_s)
+
+    def end_load(self) -> None:
+        """Nobody submits, decides or promotes any more."""
         for actor in self._actors:
             actor.end()
-        return self.finish(patience_s)
 
     def finish(self, patience_s: float) -> checks.Findings:
         """What `settle` does once the load has ended."""
@@ -134,15 +188,27 @@ class Driver:
         intended, taken = noted(paths)
         done = self._finish(taken, patience_s)
         if done and self.celery.sent:
-            self.witness.wait_for(lambda: set(self.celery.sent) <= self.witness.judged, CELERY_SETTLE_S)
+            self.witness.wait_for(lambda: self.celery.sent.keys() <= self.witness.judged, CELERY_SETTLE_S)
             self._finish(taken, 30)
-        newest = self._newest()
-        self.witness.wait_for(lambda: not newest or self.witness.entries[-1].id == newest, 30)
+        told = Told(
+            intended | self.celery.sent.keys(),
+            taken,
+            self.moderator.decided,
+            self.moderator.unsure,
+            self.rewriter.label,
+            self.moderator.copies,
+        )
+        for _ in range(LOOKS if self.celery.sent else 1):
+            newest = self._newest()
+            self.witness.wait_for(lambda newest=newest: not newest or self.witness.entries[-1].id == newest, 30)
+            entries = list(self.witness.entries)
+            findings = checks.check(entries, told, self.pictures, self.versions, self.raw)
+            findings.other += self.ended_by_themselves()
+            if self._newest() == newest and not any(map(self.raw.xlen, INTAKE)):
+                break
+            self._finish(taken, 30)
         self.took_s = time.monotonic() - self._began
-        return checks.check(
-            list(self.witness.entries), intended | set(self.celery.sent), taken, self.moderator.decided,
-            self.moderator.unsure, self.rewriter.label, self.pictures, self.versions, self.raw,
-        )  # fmt: skip
+        return findings
 
     def _finish(self, taken: set[str], timeout_s: float) -> bool:
         """Whether all that was taken has a verdict and left the intake within the time."""
@@ -150,13 +216,12 @@ class Driver:
         def finished() -> bool:
             return (
                 taken <= self.witness.judged
-                and not self.raw.xlen("moderation:uploads")
-                and not self.raw.xlen("moderation:backfill")
+                and not any(map(self.raw.xlen, INTAKE))
                 and not self.raw.zcard("moderation:retry")
                 and not self._corrections_waiting()
             )
 
-        return self.witness.wait_for(finished, timeout_s) or finished()
+        return self.witness.wait_for(finished, timeout_s)
 
     def _corrections_waiting(self) -> bool:
         groups: Any = self.raw.xinfo_groups("moderation:corrections") if self.moderator.decided else []
@@ -172,7 +237,7 @@ class Driver:
 
     def celery_lost(self) -> int:
         """IDs in Celery messages that the broker took, and that never got a verdict."""
-        return len(set(self.celery.sent) - self.witness.judged)
+        return len(self.celery.sent.keys() - self.witness.judged)
 
     def __enter__(self) -> Self:
         self.place.__enter__()
@@ -185,3 +250,14 @@ class Driver:
             actor.ending.set()
         self.witness.close()
         self.place.__exit__(kind, error, trace)
+
+
+def _last_word(log: str) -> str:
+    """What a worker said was wrong, else its last line."""
+    lines = log.splitlines() or ["nothing said"]
+    return next((line for line in reversed(lines) if " CRITICAL " in line), lines[-1])[:300]
+
+
+def _process(consumer: bytes) -> int:
+    """The process ID in a consumer's name."""
+    return int(consumer.decode().split("-")[-2])

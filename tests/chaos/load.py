@@ -1,7 +1,6 @@
-"""Those who use the service while it is attacked: threads that submit, correct, swap champions, and count.
+"""Those who submit while the service is attacked: through the client, by Celery message, from processes of their own.
 
-Each notes what it is about to do before it does it. None of them knows of any attack; where the server does not
-answer they try again, as the contract tells them to.
+Each notes what it is about to do before it does it.
 """
 
 import itertools
@@ -10,66 +9,19 @@ import subprocess
 import sys
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 
-import redis
 from celery import Celery
 
+from tests.chaos.actors import Actor
 from tests.chaos.record import Notebook, Witness
-from tests.chaos.scene import LABELS, POOL, Pictures, Versions
+from tests.chaos.scene import POOL, Pictures
 from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY
 from worker.client import Moderation
-from worker.errors import UnavailableError, WeightsError
 
-PAUSE_S = 0.1
 BREATH_S = 0.6
 BACKFILL_AHEAD = 60
-
-
-class Actor(ABC):
-    """A thread that takes step after step until it is told to end; what it raises fails the test at the end."""
-
-    def __init__(self, dice: random.Random) -> None:
-        self.dice = dice
-        self.ending = threading.Event()
-        self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=type(self).__name__, daemon=True)
-
-    def start(self) -> None:
-        """Begins."""
-        self._thread.start()
-
-    def end(self) -> None:
-        """Ends after the step in work."""
-        self.ending.set()
-        self._thread.join(60)
-        if self.error is not None:
-            raise self.error
-        assert not self._thread.is_alive(), f"{type(self).__name__} does not end"
-
-    @abstractmethod
-    def step(self) -> None:
-        """What it does; again and again."""
-
-    def insist(self, call: Callable[[], object]) -> bool:
-        """Calls until the server has answered; False where that did not happen before the end."""
-        while not self.ending.is_set():
-            try:
-                call()
-                return True
-            except (UnavailableError, redis.exceptions.RedisError):
-                self.ending.wait(PAUSE_S)
-        return False
-
-    def _run(self) -> None:
-        try:
-            while not self.ending.is_set():
-                self.step()
-        except BaseException as error:
-            self.error = error
 
 
 class Feeder(Actor):
@@ -86,7 +38,12 @@ class Feeder(Actor):
         self._open: dict[str, set[str]] = {"u": set(), "b": set()}
         self._late: list[tuple[float, str]] = []
         self._numbers = itertools.count()
+        self._resting = threading.Event()
         self.again = self.rescans = self.late = 0
+
+    def rest(self, resting: bool) -> None:
+        """Submits nothing until told otherwise; what is in the middle of being submitted still is."""
+        (self._resting.set if resting else self._resting.clear)()
 
     def waiting(self) -> int:
         """Uploads that were taken and have no verdict yet."""
@@ -100,7 +57,7 @@ class Feeder(Actor):
             self._pictures.put(self._late.pop(0)[1])
         for door, ahead in self._ahead.items():
             self._open[door] -= self._witness.judged
-            if len(self._open[door]) < ahead / 4:
+            if len(self._open[door]) < ahead / 4 and not self._resting.is_set():
                 self._submit(door, ahead)
         self._witness.wait_for(lambda: len(self._open["u"] - self._witness.judged) < self._ahead["u"] / 4, 0.3)
         self.ending.wait(BREATH_S)
@@ -142,7 +99,8 @@ class CelerySender(Actor):
         self._app.conf.broker_transport_options = {"socket_timeout": 5, "socket_connect_timeout": 2}
         self._pictures, self._every_s = pictures, every_s
         self._numbers = itertools.count()
-        self.sent: list[str] = []
+        self.sent: dict[str, float] = {}
+        """When each ID was sent, of those in messages that the broker took."""
         self.messages = 0
 
     def step(self) -> None:
@@ -155,11 +113,12 @@ class CelerySender(Actor):
         ids = [f"c{next(self._numbers)}-p{self.dice.randrange(POOL):02}" for _ in range(count)]
         for content_id in ids:
             self._pictures.put(content_id)
+        now = time.time()
         try:
             self._app.send_task("moderation.moderate", args=[ids], queue="moderation", retry=False)
         except Exception:  # kombu's errors are as many as its transports; the message is not counted as sent
             return []
-        self.sent += ids
+        self.sent |= dict.fromkeys(ids, now)
         self.messages += 1
         return ids
 
@@ -167,135 +126,6 @@ class CelerySender(Actor):
         """Also closes its connections."""
         super().end()
         self._app.close()
-
-
-class Moderator(Actor):
-    """Decides on pictures of its own, some before they are judged and some after, and on some again; others show the
-    same bytes under another content ID."""
-
-    def __init__(self, url: str, pictures: Pictures, notes: Notebook, dice: random.Random) -> None:
-        super().__init__(dice)
-        self._client = Moderation(url)
-        self._pictures, self._notes = pictures, notes
-        self._numbers = itertools.count()
-        self._waiting: list[str] = []
-        self.decided: dict[str, list[str]] = {}
-        self.unsure: set[str] = set()
-
-    def step(self) -> None:
-        """Draws and submits one, then decides on the one before last."""
-        content_id = f"k{next(self._numbers)}"
-        self._pictures.draw(content_id, self.dice.choice(LABELS))
-        self._notes.intended([content_id])
-        if self.insist(lambda: self._client.submit(content_id)):
-            self._notes.acknowledged([content_id])
-            self._waiting.append(content_id)
-        if len(self._waiting) > self.dice.randint(0, 3):
-            self._decide(self._waiting.pop(0))
-        if self.decided and self.dice.random() < 0.2:
-            self._decide(self.dice.choice(list(self.decided)))
-        if self.decided and self.dice.random() < 0.2:  # the same bytes under another name: the decision is theirs, too
-            original = self.dice.choice(list(self.decided))
-            copy = f"{original}-copy{next(self._numbers)}"
-            self._pictures.copy(original, copy)
-            self._notes.intended([copy])
-            if self.insist(lambda: self._client.submit(copy)):
-                self._notes.acknowledged([copy])
-        self.ending.wait(0.25)
-
-    def _decide(self, content_id: str) -> None:
-        if content_id in self.unsure:
-            return
-        before = self.decided.get(content_id, [None])[-1]
-        label = self.dice.choice([label for label in LABELS if label != before])
-        try:
-            self._client.correct(content_id, label, by="chaos")
-            self.decided.setdefault(content_id, []).append(label)
-        except UnavailableError:  # it may be in or not; nobody decides on it a second time
-            self.decided.pop(content_id, None)
-            self.unsure.add(content_id)
-
-    def end(self) -> None:
-        """Also closes its connection."""
-        super().end()
-        self._client.close()
-
-
-class Rewriter(Actor):
-    """Puts other bytes in the place of those that were judged, and asks for a rescan: the label must follow them."""
-
-    def __init__(self, url: str, pictures: Pictures, witness: Witness, notes: Notebook, dice: random.Random) -> None:
-        super().__init__(dice)
-        self._client = Moderation(url)
-        self._pictures, self._witness, self._notes = pictures, witness, notes
-        self._numbers = itertools.count()
-        self.label: dict[str, str] = {}
-        self.rewritten = 0
-
-    def step(self) -> None:
-        """A new one, or another label for one that was judged."""
-        judged = [content_id for content_id in self.label if content_id in self._witness.judged]
-        if judged and self.dice.random() < 0.7:
-            content_id = self.dice.choice(judged)
-            label = self.dice.choice([label for label in LABELS if label != self.label[content_id]])
-            self.rewritten += 1
-        else:
-            content_id, label = f"x{next(self._numbers)}", self.dice.choice(LABELS)
-        first = content_id not in self.label
-        self._pictures.draw(content_id, label)
-        self.label[content_id] = label
-        if first:
-            self._notes.intended([content_id])
-        # Whatever becomes of the end of this run: bytes that were put there are asked about.
-        while not self._submitted(content_id, rescan=not first):
-            threading.Event().wait(PAUSE_S)
-        if first:
-            self._notes.acknowledged([content_id])
-        self.ending.wait(0.25)
-
-    def _submitted(self, content_id: str, *, rescan: bool) -> bool:
-        try:
-            self._client.submit(content_id, rescan=rescan)
-        except UnavailableError:
-            return False
-        return True
-
-    def end(self) -> None:
-        """Also closes its connection."""
-        super().end()
-        self._client.close()
-
-
-class Swapper(Actor):
-    """Promotes one version after the other; each is a swap once a verdict by it has been seen."""
-
-    def __init__(self, versions: Versions, witness: Witness, dice: random.Random) -> None:
-        super().__init__(dice)
-        self._versions, self._witness = versions, witness
-        self.swaps = self.refused = 0
-        self.took_s: list[float] = []
-
-    def step(self) -> None:
-        """Promotes, and waits until work shows it."""
-        champion = self._versions.store.champion()
-        version = self.dice.choice([known for known in list(self._versions.numbers) if known != champion])
-        start = len(self._witness.entries)
-        began = time.monotonic()
-        try:
-            self._versions.store.promote(version, by="chaos", why="swap under load")
-        except WeightsError:  # the disk is full: whatever is in service stays
-            self.refused += 1
-            self.ending.wait(PAUSE_S)
-            return
-
-        def seen() -> bool:
-            return any(entry.document["weights"] == version for entry in self._witness.entries[start:])
-
-        while not self.ending.is_set():
-            if self._witness.wait_for(seen, 0.5):
-                self.swaps += 1
-                self.took_s.append(time.monotonic() - began)
-                return
 
 
 class Producers:

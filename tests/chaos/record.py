@@ -5,18 +5,22 @@ reads the verdict stream on a connection of its own and appends every entry to a
 or what is right; `checks` compares them.
 """
 
+import itertools
 import json
 import os
 import threading
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import redis
 
 STREAM = "moderation:verdicts"
+ASK_AGAIN_S = 0.5
 
 
 class Notebook:
@@ -52,6 +56,35 @@ def noted(paths: Iterable[Path]) -> tuple[set[str], set[str]]:
 
 
 @dataclass(frozen=True, slots=True)
+class Copy:
+    """Whose bytes a content ID has, and whether a person's decision on them was in force before it was submitted."""
+
+    original: str
+    known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What was said to the service, by those who said it.
+
+    Attributes:
+        intended: what was to be submitted; the server may or may not have taken it.
+        taken: what it took.
+        decided: people's decisions that the server took, in order, by content ID.
+        unsure: content IDs with a decision that it may have taken.
+        rewritten: what the bytes now under a content ID deserve, for those that had others before.
+        copies: content IDs that show the bytes of another.
+    """
+
+    intended: set[str]
+    taken: set[str]
+    decided: dict[str, list[str]] = field(default_factory=dict)
+    unsure: set[str] = field(default_factory=set)
+    rewritten: dict[str, str] = field(default_factory=dict)
+    copies: dict[str, Copy] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One entry of the verdict stream: its ID, what its fields say, and the document."""
 
@@ -63,7 +96,23 @@ class Entry:
     @property
     def at_s(self) -> float:
         """When it was written, on the server's clock."""
-        return int(self.id.partition("-")[0]) / 1000
+        return self.place[0] / 1000
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where it stands in the stream, to be compared with another's: what stands before it was done before it."""
+        ms, _, number = self.id.partition("-")
+        return int(ms), int(number)
+
+    @property
+    def submitted_s(self) -> float:
+        """When its content ID went into the intake, on the server's clock."""
+        return datetime.fromisoformat(self.document["enqueued_at"]).timestamp()
+
+    @property
+    def by_model(self) -> bool:
+        """Whether a model judged; a person's decision, on the ID or on the same bytes, names no weights."""
+        return self.document["weights"] is not None
 
 
 def parse(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
@@ -86,21 +135,22 @@ class Witness:
         self._thread = threading.Thread(target=self._run, name="witness", daemon=True)
         self._thread.start()
 
-    def wait_for(self, reached: Any, timeout_s: float) -> bool:
-        """Waits until `reached()`, asked after every read that brought something; whether it came to that."""
+    def wait_for(self, reached: Callable[[], object], timeout_s: float) -> bool:
+        """Waits until `reached()`; whether it came to that.
+
+        It is asked after every read that brought something, and at times without: the last of the work may leave no
+        verdict, as what had one already does.
+        """
+        deadline = time.monotonic() + timeout_s
         with self._changed:
-            return bool(self._changed.wait_for(reached, timeout_s))
+            while not (done := bool(reached())) and (left_s := deadline - time.monotonic()) > 0:
+                self._changed.wait(min(left_s, ASK_AGAIN_S))
+            return done
 
-    def first_after(self, moment_s: float, timeout_s: float) -> float | None:
-        """Seconds from `moment_s` to the first entry written after it; None where there is none within `timeout_s`."""
-        found: list[Entry] = []
-
-        def there() -> bool:
-            found[:] = [entry for entry in self.entries[-2000:] if entry.at_s > moment_s]
-            return bool(found)
-
-        self.wait_for(there, timeout_s)
-        return found[0].at_s - moment_s if found else None
+    def first(self, which: Callable[[Entry], bool], after_s: float) -> Entry | None:
+        """The first such entry among those written after the moment."""
+        start = bisect_right(self.entries, after_s, key=lambda entry: entry.at_s)
+        return next((entry for entry in itertools.islice(self.entries, start, None) if which(entry)), None)
 
     def close(self) -> None:
         """Ends the thread."""

@@ -1,47 +1,42 @@
-"""What a long run showed, kept as a table: a JSON file a part in build/chaos, and RESULTS.md made of all of them.
+"""What a long run showed, kept: a JSON file a part in build/chaos, and RESULTS.md made of all of them (see `table`).
 
-Parts may be run one by one; the table says when each of them was.
+Parts may be run one by one; each is kept with the commit that it ran at. A part that begins forgets what it showed
+before, so that one that does not reach its end leaves no figures of another day.
 """
 
 import json
-import os
-import platform
+import subprocess
 from collections import Counter
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tests.chaos import table
 from tests.chaos.checks import Findings
 from tests.chaos.driver import Driver
 from tests.support.worker import REPOSITORY
 
 PARTS = REPOSITORY / "build" / "chaos"
+BESIDE = PARTS / "beside"
 TABLE = Path(__file__).with_name("RESULTS.md")
+PARTIAL = PARTS / "RESULTS.md"
+WHOLE = {"control", "crash points", "processes", "server"}
+"""Without these the table stays in build/chaos and does not take the place of a whole one."""
 
-HEAD = """\
-# Chaos: what was attacked, and what came of it
+_began: dict[str, str] = {}
 
-Made by `make chaos` (tests/chaos/test_chaos.py); do not edit. Real Valkey with its append-only file
-(`appendfsync always`: with `everysec` a server that dies may take its last second along), real
-`celery worker` processes (forked from one that has imported torch, for time's sake), a network of 400 parameters so
-that the queue and not the device is busy, a third of the pictures banned. What was submitted and what came out was
-written down apart from the service, on connections of their own, and every model's verdict was computed a second time,
-from its picture and the version that it names.
-"""
 
-OTHER_FINDINGS = """\
-Other findings would be: a verdict that its picture and version do not give, a healthy picture undecided or among the
-dead letters, a decision of a person that does not stand, an ID that nobody submitted, anything left in the intake, a
-key without a TTL, a stream that differs from what was read of it while it grew. A swap counts once a verdict by the new
-champion was seen. A person who confirms a ban makes a verdict of their own; that is no second ban.
-"""
+def begin(part: str) -> None:
+    """Forgets what the part showed before."""
+    for folder in (PARTS, BESIDE):
+        (folder / f"{part}.json").unlink(missing_ok=True)
+    _began[part] = commit()
 
 
 def keep(part: str, driver: Driver, findings: Findings, **more: Any) -> None:
     """Writes the part's figures, whatever they are, and the table anew."""
-    PARTS.mkdir(parents=True, exist_ok=True)
     figures = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "seed": driver.seed,
         "seconds": round(driver.took_s),
         "verdicts": findings.verdicts,
@@ -54,116 +49,77 @@ def keep(part: str, driver: Driver, findings: Findings, **more: Any) -> None:
         "rescans": driver.feeder.rescans,
         "late": driver.feeder.late,
         "corrections": sum(map(len, driver.moderator.decided.values())),
+        "known_copies": findings.known_copies,
+        "copies_judged_before": findings.copies_judged_before,
         "rewritten": driver.rewriter.rewritten,
         "swaps": driver.swapper.swaps,
         "orphaned": driver.orphaned,
+        "into_the_void": driver.into_the_void,
         "messages": driver.celery.messages,
         "sent_by_name": len(driver.celery.sent),
         "lost_by_name": driver.celery_lost(),
+        "appendfsync": driver.raw.config_get("appendfsync")["appendfsync"],
         "attacks": dict(sorted(driver.tally.items())),
-        "resumed": driver.resumed,
+        "resumed": [asdict(resumption) for resumption in driver.resumed],
         **more,
     }
-    (PARTS / f"{part}.json").write_text(json.dumps(figures, indent=1))
-    TABLE.write_text(table())
+    _write(PARTS, part, figures)
+
+
+def keep_beside(name: str, *, what: str, command: str, result: str, seed: int | None = None) -> None:
+    """Keeps the figures of a long test that is no chaos run, with the command that makes them, and the table anew."""
+    _write(BESIDE, name, {"what": what, "command": command, "seed": seed, "result": result})
 
 
 def totals() -> dict[str, int]:
     """Over all parts but the control: workers killed, servers restarted, champions swapped, and IDs lost or doubled."""
-    _, attacked = _parts()
+    attacked = {name: part for name, part in _read(PARTS).items() if "control" not in part}
     attacks = Counter[str]()
     for part in attacked.values():
         attacks.update(part["attacks"])
     counted = {key: sum(part[key] for part in attacked.values()) for key in ("swaps", "lost", "twice")}
     restarts = sum(count for name, count in attacks.items() if name.endswith("of the server, restart"))
-    return {"kills": sum(count for name, count in attacks.items() if _kills(name)), "restarts": restarts, **counted}
+    return {
+        "kills": sum(count for name, count in attacks.items() if table.kills(name)),
+        "restarts": restarts,
+        **counted,
+    }
 
 
-def _parts() -> tuple[dict[str, Any], dict[str, Any]]:
-    parts = {path.stem: json.loads(path.read_text()) for path in sorted(PARTS.glob("*.json"))}
-    return parts, {name: part for name, part in parts.items() if "control" not in part}
+def commits() -> set[str]:
+    """Those that the parts ran at."""
+    return {part["commit"] for part in _read(PARTS).values()}
 
 
-def _kills(attack: str) -> bool:
-    return attack.startswith(("SIGKILL of a worker", "killed at: ")) and "producer" not in attack
+def commit() -> str:
+    """What is checked out here: a short hash, and whether there is anything beside it."""
 
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
 
-def table() -> str:
-    """All parts as Markdown."""
-    parts, attacked = _parts()
-    return "\n".join(
-        [HEAD, _machine(parts), "", *_totals(attacked), "", *_attacks(attacked), "", *_resumptions(attacked), "",
-         *_by_name(attacked), "", *_control(parts)]
-    ) + "\n"  # fmt: skip
-
-
-def _machine(parts: dict[str, Any]) -> str:
-    when = ", ".join(f"{name} {part['date']} (seed {part['seed']})" for name, part in parts.items())
-    system = f"{platform.system()}, Python {platform.python_version()}"
-    return f"Run on {_processor()}, {os.cpu_count()} cores, {system}: {when}."
-
-
-def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+        changed = git("status", "--porcelain", "--", ".", f":(exclude){TABLE.relative_to(REPOSITORY)}")
+        return git("rev-parse", "--short", "HEAD").strip() + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
-def _totals(parts: dict[str, Any]) -> list[str]:
-    columns = {
-        "seconds": "seconds", "effective verdicts": "verdicts", "bans": "bans", "submitted again": "again",
-        "rescans": "rescans", "pictures that came late": "late", "people's decisions": "corrections",
-        "rescans of other bytes": "rewritten",
-        "champion swaps": "swaps", "claims left by the dead": "orphaned", "**lost**": "lost",
-        "**two effective verdicts**": "twice", "**banned twice**": "banned_twice", "**other findings**": "other",
-    }  # fmt: skip
-    rows = [f"| {' | '.join(['part', *columns])} |", f"|{' --- |' * (len(columns) + 1)}"]
-    for name, part in parts.items():
-        rows.append(f"| {' | '.join([name, *(f'{part[key]:,}' for key in columns.values())])} |")
-    sums = [f"{sum(part[key] for part in parts.values()):,}" for key in columns.values()]
-    return [*rows, f"| **all** | {' | '.join(sums)} |", "", OTHER_FINDINGS]
+def _write(folder: Path, name: str, figures: dict[str, Any]) -> None:
+    now = commit()
+    before = _began.get(name, now)
+    said = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": now if now == before else f"{before} to {now}",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(said | figures, indent=1))
+    parts = _read(PARTS)
+    text = table.markdown(parts, _read(BESIDE))
+    PARTIAL.write_text(text)
+    if parts.keys() >= WHOLE:
+        TABLE.write_text(text)
 
 
-def _attacks(parts: dict[str, Any]) -> list[str]:
-    rows = ["| attack | " + " | ".join(parts) + " | all |", f"|{' --- |' * (len(parts) + 2)}"]
-    names = sorted({name for part in parts.values() for name in part["attacks"]})
-    kills = 0
-    for name in names:
-        counts = [part["attacks"].get(name, 0) for part in parts.values()]
-        kills += sum(counts) * _kills(name)
-        rows.append(f"| {name} | {' | '.join(str(count or '') for count in counts)} | {sum(counts)} |")
-    return [*rows, f"| **SIGKILLs of workers** | {'| ' * len(parts)}**{kills}** |"]
-
-
-def _resumptions(parts: dict[str, Any]) -> list[str]:
-    rows = [
-        "| the server | away, s | first verdict after its return, s | a Celery message sent then has its verdict, s |",
-        "| --- | --- | --- | --- |",
-    ]
-    for part in parts.values():
-        for what, outage_s, resumed_s, by_name_s in part["resumed"]:
-            by_name = "" if by_name_s is None else f"{by_name_s:.1f}"
-            rows.append(f"| {what} | {outage_s:g} | {resumed_s:.1f} | {by_name} |")
-    return rows
-
-
-def _by_name(parts: dict[str, Any]) -> list[str]:
-    messages, sent, lost = (
-        sum(part[key] for part in parts.values()) for key in ("messages", "sent_by_name", "lost_by_name")
-    )
-    return [
-        f"Counted apart: {messages:,} messages sent by name (`moderation.moderate`) with {sent:,} IDs, of which "
-        f"**{lost:,}** never got a verdict. Until a worker has received it, a message is as safe as Celery on Redis is."
-    ]
-
-
-def _control(parts: dict[str, Any]) -> list[str]:
-    return [
-        f"Positive control, the same run with the take-over switched off: after {sum(part['attacks'].values())} kills "
-        f"**{part['control']:,}** IDs had no verdict, and the checks said so; an ordinary worker, started then, judged "
-        f"them, and {part['lost']} were lost."
-        for part in parts.values()
-        if "control" in part
-    ]
+def _read(folder: Path) -> dict[str, Any]:
+    kept = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    return {name: figures for name, figures in kept.items() if "commit" in figures}  # else of an older suite

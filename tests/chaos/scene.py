@@ -52,8 +52,8 @@ class Pictures:
         """Makes the ID's picture visible to the workers."""
         os.link(self.pool / content_id.rpartition("-p")[2], self.content / content_id)
 
-    def draw(self, content_id: str, label: str) -> None:
-        """Puts bytes there, in one step, that no other ID has and that this one never had."""
+    def draw(self, content_id: str, label: str) -> str:
+        """Puts bytes there, in one step, that no other ID has and that this one never had; returns their SHA-256."""
         name, buffer = PngInfo(), io.BytesIO()
         name.add_text("Title", f"{content_id} {next(self._numbers)}")
         Image.new("RGB", SIZE, COLOURS[label]).save(buffer, "PNG", pnginfo=name)
@@ -63,6 +63,7 @@ class Pictures:
         fresh = self._drawn / f"{content_id}.new"
         os.link(drawn, fresh)
         os.replace(fresh, self.content / content_id)
+        return drawn.name
 
     def copy(self, content_id: str, other: str) -> None:
         """The same bytes under another content ID."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos import results
 from tests.support.pictures import COLOURS, animation, picture
 from tests.support.place import Place
 from tests.support.processes import decoders_of
@@ -41,6 +42,7 @@ def _kinds() -> list[bytes]:
 def test_memory_after_twenty_thousand_pictures_is_that_after_warm_up(place: Place) -> None:
     """Worker and decoders apart; each verdict is there. A decoder is replaced after 1,000 pictures: of decoders the
     largest seen after warm-up counts, against the largest seen in it."""
+    results.begin("soak")
     worker = place.start_worker(ban_quota_share="1", decoders="1").wait_ready()
     kinds = _kinds()
     for number, data in enumerate(kinds):
@@ -67,11 +69,13 @@ def test_memory_after_twenty_thousand_pictures_is_that_after_warm_up(place: Plac
     # The median of the last five looks: a collection of garbage may be due at any one of them.
     first, last = worker_kib[0], sorted(worker_kib[-5:])[2]
     decoder_growth = decoder_kib[True] / decoder_kib[False] - 1
-    print(
-        f"{submitted} pictures in {seconds:.0f} s ({submitted / seconds:.0f}/s). Resident memory in MiB: worker "
-        f"{first / 1024:.1f} after {WARM_UP}, {last / 1024:.1f} at the end ({last / first - 1:+.2%}); decoder at most "
-        f"{decoder_kib[False] / 1024:.1f} before, {decoder_kib[True] / 1024:.1f} after ({decoder_growth:+.2%}). "
-        f"Worker at each 500: {[round(kib / 1024, 1) for kib in worker_kib]}"
+    results.keep_beside(
+        "soak",
+        what=f"{submitted:,} pictures through one worker; resident memory after {WARM_UP:,} and at the end",
+        command="pytest -m long tests/chaos/test_soak.py",
+        result=f"worker {first / 1024:.1f} MiB, then {last / 1024:.1f} ({last / first - 1:+.1%}); decoder at most "
+        f"{decoder_kib[False] / 1024:.1f} MiB before and {decoder_kib[True] / 1024:.1f} after ({decoder_growth:+.1%}); "
+        f"{submitted / seconds:.0f} pictures/s, {seconds:.0f} s",
     )
     assert len(place.entries()) == PICTURES
     wait_until(lambda: place.broker.client().xlen("moderation:uploads") == 0, "the intake to be empty")

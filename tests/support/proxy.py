@@ -8,10 +8,15 @@ from typing import Self
 
 
 class Proxy:
-    """Forwards a port of its own on loopback to `target`, in a thread of its own."""
+    """Forwards a port of its own on loopback to `target`, in a thread of its own.
+
+    Attributes:
+        swallowed: bytes that lost connections took and passed to nobody, by who sent them.
+    """
 
     def __init__(self, target: int) -> None:
         self.port = 0
+        self.swallowed = {"client": 0, "server": 0}
         self._target = target
         self._dark = asyncio.Event()
         self._started = threading.Event()
@@ -22,10 +27,14 @@ class Proxy:
             raise AssertionError("the proxy did not start")
 
     def go_dark(self) -> None:
-        """From now on nothing passes over the connections there are, and nobody is told; new ones are forwarded."""
-        self._loop.call_soon_threadsafe(self._darken)
+        """From its return on nothing passes over the connections there are, either way; new ones are forwarded.
 
-    def _darken(self) -> None:
+        Nobody is told, and nobody ever will be: both ends stay open here, whatever either of them does, until the
+        proxy ends. So the server goes on believing that its clients are there, and answers them.
+        """
+        asyncio.run_coroutine_threadsafe(self._darken(), self._loop).result(10)
+
+    async def _darken(self) -> None:
         self._dark.set()
         self._dark = asyncio.Event()
 
@@ -47,25 +56,26 @@ class Proxy:
             writer.close()
             return
         pumps = [
-            asyncio.create_task(self._pump(reader, back_writer)),
-            asyncio.create_task(self._pump(back_reader, writer)),
+            asyncio.create_task(self._pump("client", reader, back_writer, dark)),
+            asyncio.create_task(self._pump("server", back_reader, writer, dark)),
         ]
-        lost = asyncio.create_task(dark.wait())
         with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([*pumps, lost], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            if dark.is_set():  # one end has closed its own; what says so is lost like all else
+                await self._stop.wait()
         for pump in pumps:
             pump.cancel()
-        lost.cancel()
-        # Where it is lost, the server's end closes, as its keep-alive would do in time; the other learns nothing.
         back_writer.close()
-        if dark.is_set():
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._stop.wait()
         writer.close()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, sender: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dark: asyncio.Event
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                if dark.is_set():
+                    self.swallowed[sender] += len(data)
+                    continue
                 writer.write(data)
                 await writer.drain()
 

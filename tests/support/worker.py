@@ -22,6 +22,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 90.0
 
 
+SHIPPED_REDIS = REPOSITORY / "deploy" / "redis" / "redis.conf"
+
+
+def shipped_redis() -> dict[str, str]:
+    """What deploy/redis/redis.conf sets, the file that operators are given."""
+    lines = SHIPPED_REDIS.read_text().splitlines()
+    return dict(line.split(None, 1) for line in lines if line and not line.startswith("#"))
+
+
 # Below the ports that the system gives outgoing connections: one of those took a worker's port while it started.
 # Test processes that run side by side (pytest-xdist's `gw0`, `gw1`, …) choose from disjoint shares: a worker process
 # binds its port seconds after it was chosen, and nothing else keeps another test from choosing the same meanwhile.
@@ -42,7 +51,10 @@ def free_port() -> int:
 
 
 class Broker:
-    """A Valkey server with an append-only file on a port of its own; survives restarts with its data."""
+    """A Valkey server with an append-only file on a port of its own; survives restarts with its data.
+
+    Synced at every write unless `config` says otherwise.
+    """
 
     def __init__(self, folder: Path, **config: str) -> None:
         self._folder = folder
