@@ -34,6 +34,9 @@ def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> D
     if word == b"signal" or (word == b"once" and not os.path.exists(rest[1])):
         if word == b"once":
             open(rest[1], "x").close()
-        os.kill(os.getpid(), signal.Signals[f"SIG{rest[0].decode()}"])
+        number = signal.Signals[f"SIG{rest[0].decode()}"]
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)  # nohup, and what it starts, ignores HUP
+        os.kill(os.getpid(), number)
     shape = (1, preprocessing.crop, preprocessing.crop, 3)
     return Decoded(np.full(shape, data[0], np.uint8), "TEST", 1, 1)
