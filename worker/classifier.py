@@ -37,13 +37,17 @@ class OutOfDeviceMemoryError(ModerationError):
 
 @dataclass(frozen=True)
 class Version:
-    """A version in memory: all that a batch needs of it, in one object. `body` names what its engine runs."""
+    """A version in memory: all that a batch needs of it, in one object.
+
+    `body` names what its engine runs; `blank` is what that makes of a blank image, for the last layer to be tried on.
+    """
 
     manifest: Manifest
     runner: Engine
     head: Head
     body: str
     preprocessing: Preprocessing
+    blank: Tensor
 
     @property
     def id(self) -> str:
@@ -114,7 +118,7 @@ class Classifier:
         return f"CPU, {torch.get_num_threads()} threads"
 
     def load(self, version_id: str) -> Version:
-        """Verifies a version, brings it onto the device, warms it up, and puts it into service.
+        """Verifies a version, brings it onto the device, tries it on a blank image, and puts it into service.
 
         Raises WeightsError where it cannot be served; the version in service then stays.
         """
@@ -134,18 +138,13 @@ class Classifier:
             head = engines.head_of(network, state_dict(base or {}, delta), manifest.temperature, self.device)
             body = engines.body_key(network, manifest, delta, preprocessing)
             if current is not None and current.body == body and self._may_stay(current.runner, manifest, head):
-                runner = current.runner
+                # Warm already: another pass of the body, beside the batch in work, would only delay that.
+                runner, blank = current.runner, current.blank
             else:
                 runner = self._eager(manifest, delta, base, self._first_precision(manifest))
-            version = Version(manifest, runner, head, body, preprocessing)
-            if current is not None and runner is current.runner:
-                # Its body is warm: a pass beside the batch in work would only delay that.
-                nothing = torch.zeros((1, head.weight.shape[1]), device=self.device)
-                _check(version, head.probabilities(nothing).cpu().numpy())
-            else:
-                self._warm_up(version)
-            self._version = version
-            return version
+                blank = self._blank(runner, preprocessing)
+            self._version = self._tried(Version(manifest, runner, head, body, preprocessing, blank))
+            return self._version
 
     def reference(self, version: Version) -> Engine:
         """float32 as PyTorch runs it: the engine in service where it is that one, else read anew from the store."""
@@ -170,9 +169,8 @@ class Classifier:
             current = self._version
             if current is None or current.id != version_id:
                 return False
-            version = replace(current, runner=engine)
-            self._warm_up(version)
-            self._version = version
+            blank = self._blank(engine, current.preprocessing)
+            self._version = self._tried(replace(current, runner=engine, blank=blank))
             return True
 
     @property
@@ -196,7 +194,7 @@ class Classifier:
             raise WeightsError("No weights are loaded: promote a version with moderation-trainer.")
         return self._begin(version, frames)
 
-    def _begin(self, version: Version, frames: Frames, *, watched: bool = True) -> Callable[[], Scores]:
+    def _begin(self, version: Version, frames: Frames) -> Callable[[], Scores]:
         with self._memory_counted(len(frames)), torch.inference_mode():
             features = version.runner.features(frames)
             probabilities, copied = _to_host(version.head.probabilities(features))
@@ -206,7 +204,7 @@ class Classifier:
                 copied()
             _check(version, probabilities)
             watcher = self.watcher
-            if watched and watcher is not None:
+            if watcher is not None:
                 watcher(version, frames, features)
             return Scores(probabilities, version)
 
@@ -220,9 +218,15 @@ class Classifier:
             torch.cuda.empty_cache()
             raise OutOfDeviceMemoryError(f"{images} images do not fit on {self.device}.") from error
 
-    def _warm_up(self, version: Version) -> None:
-        crop = version.preprocessing.crop
-        self._begin(version, np.zeros((1, crop, crop, 3), np.uint8), watched=False)()
+    def _blank(self, engine: Engine, preprocessing: Preprocessing) -> Tensor:
+        """Warms an engine up: what it makes of a blank image, float32 [1, width]."""
+        with self._memory_counted(1), torch.inference_mode():
+            return engine.features(np.zeros((1, preprocessing.crop, preprocessing.crop, 3), np.uint8)).clone()
+
+    def _tried(self, version: Version) -> Version:
+        with torch.inference_mode():
+            _check(version, version.head.probabilities(version.blank).cpu().numpy())
+        return version
 
     def _first_precision(self, manifest: Manifest) -> str:
         if self.precision != "auto":

@@ -30,7 +30,7 @@ class Entry:
     enqueued_ms: int
     deliveries: int = 1
     attempt: int = 0
-    failing_since_ms: Mapping[str, int] = field(default_factory=dict)
+    failing_since_ms: Mapping[str, int] = field(default_factory=dict, hash=False)
     """By reason: the store may be away first, and the object not be there yet when it is back."""
 
     @property

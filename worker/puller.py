@@ -26,7 +26,7 @@ PRUNE_S = 600.0
 FIRST_IN_WORK = 8
 MOST_DEATHS_ALONE = 3
 # A device breaks by itself far more often than by a picture, and then takes every picture's process with it: only
-# so many say that it is this picture.
+# so many processes, be it of one device, say that it is this picture.
 MOST_BROKEN_DEVICES = 10
 # How long a suspect waits for the process to be empty before others get another turn.
 SUSPECT_PATIENCE_S = 10.0
@@ -73,6 +73,7 @@ class Puller:
         self._claimed: list[Entry] = []  # and not handed on yet
         self._suspects: deque[Entry] = deque()
         self._alone: Entry | None = None
+        self._marking: Entry | None = None
         self._others_turn = False
         self._others_had_turn = time.monotonic()
         self._connected_since: float | None = None
@@ -105,10 +106,10 @@ class Puller:
         rest = self._held()
         # A clean stop is no death: not of what was judged alone, nor of what was about to be, for which Redis may have
         # taken the mark and the answer may have been lost.
-        marked = [self._alone] if self._alone else []
-        for entry in marked + ([self._next_suspect()] if self._suspects else []):
+        marked = self._alone or self._marking
+        if marked is not None:
             with contextlib.suppress(ModerationError):
-                self._intake.unmark_alone(entry)
+                self._intake.unmark_alone(marked)
         try:
             self._intake.give_back(rest)
         except ModerationError:
@@ -158,8 +159,8 @@ class Puller:
                 self._others_turn = True
         elif self._claimed:
             self._hand_on()
-        elif self._pipeline.wait_until(lambda: self._room() > 0, HOUSEKEEPING_S):
-            self._claim(self._room())
+        elif self._pipeline.wait_until(lambda: self._room() > 0, HOUSEKEEPING_S) and (room := self._room()) > 0:
+            self._claim(room)  # asked again, for what was held up may be in work by now
             self._others_turn, self._others_had_turn = False, time.monotonic()
         else:
             self._others_turn = False
@@ -212,10 +213,10 @@ class Puller:
 
     def _judge_alone(self) -> None:
         """The next suspect, with nothing else in the process, and marked first: a death then names its cause."""
-        entry = self._next_suspect()
+        entry = self._marking = self._marking or self._next_suspect()  # whose mark Redis may have taken already
         deaths, broken_devices = self._intake.mark_alone(entry)
         self._suspects.remove(entry)
-        self._alone = entry
+        self._alone, self._marking = entry, None
         if deaths >= MOST_DEATHS_ALONE:
             self._pipeline.condemn(entry, f"{deaths} processes died while they judged nothing else.")
         elif broken_devices >= MOST_BROKEN_DEVICES:

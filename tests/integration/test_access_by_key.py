@@ -10,8 +10,8 @@ import pytest
 import redis
 
 from tests.support.guarded import ROLES, GuardedServer, debian_redis, valkey
-from tests.support.worker import REPOSITORY
-from worker import app, bus
+from tests.support.worker import REPOSITORY, Broker
+from worker import app, bus, exporter
 
 NAMES = {
     value
@@ -111,3 +111,17 @@ def test_no_role_looks_around_or_destroys(server: GuardedServer, role: str) -> N
     for command in DANGEROUS:
         with pytest.raises(redis.exceptions.NoPermissionError):
             client.execute_command(*command)
+
+
+def test_an_acl_file_of_an_older_release_costs_the_exporter_one_figure(broker: Broker) -> None:
+    """Whoever may not ask how far ahead verdicts are dated still gets all the rest."""
+    raw = broker.client()
+    for stream in (bus.VERDICTS, bus.DEAD_LETTER):
+        raw.xadd(stream, {"any": "thing"})
+    others = [bus.UPLOADS, bus.BACKFILL, bus.RETRY, bus.DEAD_LETTER, bus.CORRECTIONS, bus.WITHHELD]
+    keys = [f"~{key}" for key in [*others, bus.BAN_WINDOW, bus.WORKERS, f"{bus.WORKER_PREFIX}*"]]
+    raw.execute_command("ACL", "SETUSER", "older", "on", ">word", "resetkeys", *keys, "+@all")
+    client = bus.connect(broker.url.replace("redis://", "redis://older:word@"))
+    assert exporter.read(client).records_ahead_s == {"corrections": 0.0, "dead-letter": 0.0}
+    assert exporter.read(client).dead_letters == 1
+    assert exporter.read(raw).records_ahead_s.keys() == {"verdicts", "corrections", "dead-letter"}

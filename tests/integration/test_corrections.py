@@ -108,6 +108,22 @@ def test_what_was_never_judged(busy_place: Place) -> None:
     assert busy_place.judge(twin)[twin].reasons == ("known_content",)
 
 
+def test_a_second_thought_on_what_was_seen_after_the_first(busy_place: Place) -> None:
+    """The first decision knew no bytes, and looking at them changed no verdict: the second holds for them as well."""
+    data = picture("approved")
+    early = busy_place.add(data)
+    busy_place.client.correct(early, "risked", by="ann")
+    wait_for_label(busy_place, early, "risked")
+    busy_place.client.submit(early)
+    raw = busy_place.broker.client()
+    wait_until(lambda: b"content_sha256" in raw.hget("moderation:overrides", early), "the first look at the bytes")
+    busy_place.client.correct(early, "not_suitable", by="ben")
+    wait_for_label(busy_place, early, "not_suitable")
+    twin = busy_place.add(data)
+    found = busy_place.judge(twin)[twin]
+    assert (found.label, found.reasons) == ("not_suitable", ("known_content",))
+
+
 def test_a_picture_that_cannot_be_read(busy_place: Place) -> None:
     """Undecided until a person decides; after that a rescan finds it unreadable still, and the decision stands."""
     content_id = busy_place.add(b"\xff\xd8\xff no picture")

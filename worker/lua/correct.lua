@@ -20,11 +20,15 @@ if (type(raw) == 'string' and raw or '') ~= ARGV[6] then
   return {'changed', 0}
 end
 local standing = standing_verdict(KEYS[2])
-local decision = ARGV[11] ~= '' and of_these_bytes(ARGV[10], ARGV[11]) or ARGV[10]
+local digest = ARGV[11]
+if digest == '' and own and type(own.content_sha256) == 'string' and string.match(own.content_sha256, '^%x+$') then
+  digest = own.content_sha256 -- seen since the decision before this one, which changed no verdict
+end
+local decision = digest ~= '' and of_these_bytes(ARGV[10], digest) or ARGV[10]
 redis.call('HSET', KEYS[4], ARGV[3], decision)
-local same = persons_decision(KEYS[5], ARGV[11])
-if ARGV[11] ~= '' and (not same or later(ARGV[2], same.entry)) then
-  redis.call('HSET', KEYS[5], ARGV[11], decision)
+local same = persons_decision(KEYS[5], digest)
+if digest ~= '' and (not same or later(ARGV[2], same.entry)) then
+  redis.call('HSET', KEYS[5], digest, decision)
 end
 redis.call('HDEL', KEYS[6], ARGV[3])
 local now = take_effect(KEYS[2], KEYS[3], ARGV[5], clock(), standing, {

@@ -39,9 +39,10 @@ class Engine(Protocol):
 class EagerEngine:
     """The body as PyTorch runs it, channels_last, without any preparation: what a worker serves with first.
 
-    On a CPU the convolutions take a few images at a time: what they leave in memory is small enough to be used again
-    (see `worker.memory`) and half of it is still in the cache. The fully connected layers, whose weights are most of
-    the network, take all images at once.
+    On a CPU the convolutions take as many images at a time as there are threads. With two threads, VGG-11 then leaves
+    no block in memory that is too large to be used again (see `worker.memory`; in fp32 an image's largest is 13 MB);
+    with more it is as if all went at once. The fully connected layers, whose weights are most of the network, always
+    take all images at once.
     """
 
     def __init__(self, body: nn.Sequential, device: torch.device, precision: str, preprocessing: Preprocessing) -> None:
