@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from celery import Celery, Task, bootsteps, signals
 from celery.exceptions import Reject
+from kombu.transport import redis as transport
 
 from worker import bus, deadletter, logs, settings
 from worker.client import Moderation
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 QUEUE = "moderation"
 EXIT_USAGE = 2
 REQUEUE_PAUSE_S = 1.0
+VISIBILITY_TIMEOUT_S = 60
 
 
 def configuration() -> dict[str, Any]:
@@ -37,7 +39,7 @@ def configuration() -> dict[str, Any]:
         "broker_channel_error_retry": True,
         "broker_transport_options": transport_options
         | {
-            "visibility_timeout": 60,
+            "visibility_timeout": VISIBILITY_TIMEOUT_S,
             "unacked_mutex_expire": 15,
             "socket_timeout": bus.SOCKET_TIMEOUT_S,
             "socket_connect_timeout": bus.CONNECT_TIMEOUT_S,
@@ -71,6 +73,22 @@ def _give_up(error: ModerationError) -> NoReturn:
     print(f"error: {error}", file=sys.stderr, flush=True)
     raise SystemExit(EXIT_USAGE)
 
+
+class _LeavesMessages(transport.QoS):
+    """Gives messages back where it can.
+
+    kombu 5.7 lets an error on the way out where it closes a connection that is lost already, and Celery then ends the
+    worker: with a message in work, every restart of Redis was the end of some. They come back by themselves.
+    """
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        try:
+            super().restore_unacked_once(stderr)
+        except Exception as error:
+            logger.warning("messages in work come back after %d s: %s", VISIBILITY_TIMEOUT_S, type(error).__name__)
+
+
+transport.Channel.QoS = _LeavesMessages
 
 app = Celery("moderation", set_as_current=False)
 app.add_defaults(configuration)

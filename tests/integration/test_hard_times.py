@@ -5,6 +5,7 @@ import os
 import time
 
 from celery import Celery
+from kombu import Connection
 
 from tests.support.flaky_content import FlakyContent
 from tests.support.pictures import picture
@@ -12,6 +13,7 @@ from tests.support.place import Place
 from tests.support.processes import listens_at
 from tests.support.waiting import wait_until
 from tests.support.worker import free_port
+from worker.app import app as moderation_app
 from worker.intake import Intake
 
 
@@ -95,6 +97,20 @@ def test_a_refusing_server_loses_no_task(place: Place) -> None:
     assert place.client.wait(content_id, 120)[content_id].label == "approved"
     assert "Traceback" not in worker.log()
     sender.close()
+
+
+def test_a_connection_lost_with_messages_in_work_can_be_closed(place: Place) -> None:
+    """As Celery closes it before it connects anew; an error on the way would end the worker."""
+    assert moderation_app.main == "moderation"  # imported for what it does to kombu
+    connection = Connection(place.broker.url, transport_options={"socket_timeout": 2})
+    queue = connection.SimpleQueue("messages")
+    queue.put("one")
+    message = queue.get(timeout=10)
+    assert message.payload == "one" and not message.acknowledged
+    place.broker.kill()
+    connection.transport.client = None  # as a first attempt leaves it that ended halfway
+    connection.close()
+    place.broker.start()
 
 
 def test_tasks_with_wrong_arguments_are_kept(place: Place) -> None:
