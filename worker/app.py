@@ -87,6 +87,12 @@ class _LeavesMessages(transport.QoS):
         except Exception as error:
             logger.warning("messages in work come back after %d s: %s", VISIBILITY_TIMEOUT_S, type(error).__name__)
 
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        try:
+            super().reject(delivery_tag, requeue)
+        except AttributeError:  # of a channel whose connection is gone; one that is being lost Celery knows
+            logger.warning("a message in work comes back after %d s", VISIBILITY_TIMEOUT_S)
+
 
 transport.Channel.QoS = _LeavesMessages
 
