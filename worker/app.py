@@ -78,7 +78,7 @@ class _LeavesMessages(transport.QoS):
     """Gives messages back where it can.
 
     kombu 5.7 lets an error on the way out where it closes a connection that is lost already, and Celery then ends the
-    worker: with a message in work, every restart of Redis was the end of some. They come back by themselves.
+    worker: with a message in work, a restart of Redis could be its end. Messages come back by themselves.
     """
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
