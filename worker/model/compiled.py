@@ -1,7 +1,7 @@
 """Engines for the CPU compiled ahead of time, and the folder that keeps them so that a restart is quick.
 
-A version and a precision go in, a package is taken from the folder or compiled by another process, and an engine comes
-out. Packages are programs: the folder belongs to this user alone and lies outside the weights store.
+A version and a precision go in, a library is taken from the folder or compiled by another process, and an engine comes
+out. Libraries are programs: the folder belongs to this user alone and lies outside the weights store.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,13 +24,14 @@ from torch import Tensor
 
 from worker.errors import ModerationError
 from worker.model import network as networks
-from worker.model.compiler import Job
+from worker.model.aoti import Library
+from worker.model.compiler import HALF_DONE, Job
 from worker.model.engine import DTYPES, Frames
 from worker.model.manifest import Manifest
 from worker.model.preprocessing import Preprocessing
 
 KEPT: Final = 6
-"""Packages that stay in the folder, the last used: 124 MB for VGG-11 in int8, 246 MB in bf16."""
+"""Libraries that stay in the folder, the last used: 124 MB for VGG-11 in int8, 246 MB in bf16."""
 
 COMPILE_MAX_S: Final = 1800.0
 
@@ -44,18 +45,18 @@ class EngineError(ModerationError):
 
 
 class CompiledEngine:
-    """A package in memory. Any number of frames; threads as many as it was compiled for."""
+    """A library in memory. Any number of frames; threads as many as it was compiled for."""
 
-    def __init__(self, package: Path, precision: str, preprocessing: Preprocessing) -> None:
+    def __init__(self, library: Path, precision: str, preprocessing: Preprocessing) -> None:
         self.name = f"cpu-{precision}"
         self._preprocessing = preprocessing
         self._dtype = DTYPES.get(precision, torch.float32)  # int8 takes float32 and quantises it itself
         try:
-            self._run: Callable[[Tensor], Tensor] = torch._inductor.aoti_load_package(str(package))
-        except (RuntimeError, OSError, ValueError) as error:
-            package.unlink(missing_ok=True)  # damaged: the next start compiles it anew
+            self._run = Library(library)
+        except OSError as error:
+            library.unlink(missing_ok=True)  # the next start compiles it anew
             raise EngineError(
-                "build_failed", f"the compiled engine {package.name} cannot be loaded ({error})"
+                "build_failed", f"the compiled engine {library.name} cannot be loaded ({error})"
             ) from error
 
     def features(self, frames: Frames) -> Tensor:
@@ -65,7 +66,7 @@ class CompiledEngine:
 
 
 class EngineCache:
-    """The folder of packages.
+    """The folder of libraries.
 
     Args:
         folder: made with rights for this user alone; EngineError later where it belongs to others.
@@ -83,13 +84,13 @@ class EngineCache:
     def engine(self, manifest: Manifest, body: str, precision: str) -> CompiledEngine:
         """The version's body in `precision`. Raises EngineError where it cannot be had."""
         self.check_folder()
-        package = self.folder / f"{self.key(manifest, body, precision)}.pt2"
-        if package.exists():
-            os.utime(package)
+        library = self.folder / f"{self.key(manifest, body, precision)}.so"
+        if library.exists():
+            os.utime(library)
         else:
-            self._compile(manifest, precision, package)
+            self._compile(manifest, precision, library)
         self._trim()
-        return CompiledEngine(package, precision, Preprocessing.from_json(manifest.preprocessing))
+        return CompiledEngine(library, precision, Preprocessing.from_json(manifest.preprocessing))
 
     def key(self, manifest: Manifest, body: str, precision: str) -> str:
         """A file name for what depends on the body, the precision, this processor, and these releases."""
@@ -120,7 +121,7 @@ class EngineCache:
         if process is not None:
             _end(process)
 
-    def _compile(self, manifest: Manifest, precision: str, package: Path) -> None:
+    def _compile(self, manifest: Manifest, precision: str, library: Path) -> None:
         if shutil.which(os.environ.get("CXX", "g++")) is None:
             raise EngineError("no_compiler", "there is no C++ compiler: install g++ to have engines compiled")
         job = Job(
@@ -128,7 +129,7 @@ class EngineCache:
             version=manifest.id,
             precision=precision,
             threads=torch.get_num_threads(),
-            package=str(package.resolve()),
+            library=str(library.resolve()),
             registers=self._registers,
         )
         # A session of its own, so that the compiler's children end with it.
@@ -154,14 +155,18 @@ class EngineCache:
                 raise EngineError("build_failed", f"compiling failed ({error})") from error
             finally:
                 self._process = None
-        if process.returncode != 0 or not package.exists():
+        if process.returncode != 0 or not library.exists():
             last = (said.strip().splitlines() or ["it said nothing"])[-1]
             raise EngineError("build_failed", f"compiling ended with exit {process.returncode}: {last}")
 
     def _trim(self) -> None:
-        packages = sorted(self.folder.glob("*.pt2"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for package in packages[KEPT:]:
-            package.unlink(missing_ok=True)
+        libraries = sorted(self.folder.glob("*.so"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for library in libraries[KEPT:]:
+            library.unlink(missing_ok=True)
+        for left in self.folder.glob(f"{HALF_DONE}*"):
+            with contextlib.suppress(FileNotFoundError):
+                if left.stat().st_mtime < time.time() - 2 * COMPILE_MAX_S:  # nobody works there any more
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def _end(process: "subprocess.Popen[str]") -> None:

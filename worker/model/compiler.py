@@ -1,15 +1,16 @@
 """Compiles a version's body ahead of time, in a process of its own: `python -m worker.model.compiler`, job on stdin.
 
-A version in the store goes in, a package that `torch._inductor.aoti_load_package` opens comes out. In a process of
-its own because compiling takes minutes, gigabytes and Python's lock, none of which the process that serves has to
-spare; at a lower priority. Ahead of time rather than torch.compile at the first call because a package has no
-guards: nothing is ever compiled again while pictures wait, whatever the batch. The same compiler, frozen weights too.
+A version in the store goes in, a library that `aoti` runs comes out. In a process of its own because compiling takes
+minutes, gigabytes and Python's lock, none of which the process that serves has to spare; at a lower priority. Ahead of
+time rather than torch.compile at the first call because a library has no guards: nothing is ever compiled again while
+pictures wait, whatever the batch. The same compiler, frozen weights too.
 """
 
 import importlib
 import json
 import os
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,21 @@ from typing import Any
 from worker.errors import ModerationError
 
 BATCH_MAX = 4096
+HALF_DONE = "compiling-"
+"""How the folders begin that a compiler works in, beside what it makes; one that is killed leaves its own."""
 EXIT_REFUSED = 3
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to compile. `registers` is the module that makes the version's network known; `package` is written whole
-    or not at all; `threads` is how many the package will run with."""
+    """What to compile. `registers` is the module that makes the version's network known; `library` is written whole
+    or not at all; `threads` is how many it will run with."""
 
     store: str
     version: str
     precision: str
     threads: int
-    package: str
+    library: str
     registers: str = "worker.model.network"
 
     def to_json(self) -> str:
@@ -37,13 +40,13 @@ class Job:
         return json.dumps(asdict(self))
 
 
-def compile_package(job: Job) -> None:
-    """Writes `job.package`. Raises WeightsError where the version cannot be read or keeps no ranges for int8."""
+def compile_library(job: Job) -> None:
+    """Writes `job.library`. Raises WeightsError where the version cannot be read or keeps no ranges for int8."""
     import torch
     from torch._inductor.utils import fresh_cache
 
+    from worker.model import aoti, int8
     from worker.model import engine as engines
-    from worker.model import int8
     from worker.model import network as networks
     from worker.model.weights import WeightsStore, state_dict
 
@@ -62,26 +65,25 @@ def compile_package(job: Job) -> None:
     # Headers compiled in advance would stay in /tmp, 290 MB, in a folder that anyone may have made before, and take
     # longer than they save.
     options = {"freezing": True, "compile_threads": 1, "aot_inductor.precompile_headers": False}
-    package = Path(job.package)
-    temporary = package.with_suffix(f".{os.getpid()}.tmp.pt2")
-    try:
-        # The compiler's own cache goes: the package is all that is kept, and nobody unpickles what lies there.
-        with torch.no_grad(), fresh_cache(dir=str(package.parent)):
+    library = Path(job.library)
+    with tempfile.TemporaryDirectory(prefix=HALF_DONE, dir=library.parent) as half_done:
+        archive, finished = Path(half_done, "network.pt2"), Path(half_done, library.name)
+        # The compiler's own cache goes: the library is all that is kept, and nobody unpickles what lies there.
+        with torch.no_grad(), fresh_cache(dir=half_done):
             module: torch.nn.Module = body
             if job.precision == "int8":
                 module = int8.quantised(body, example, shapes, manifest.activation_ranges)
             program = torch.export.export(module, (example,), dynamic_shapes=shapes)
-            torch._inductor.aoti_compile_and_package(program, package_path=str(temporary), inductor_configs=options)
-        os.replace(temporary, package)
-    finally:
-        temporary.unlink(missing_ok=True)
+            torch._inductor.aoti_compile_and_package(program, package_path=str(archive), inductor_configs=options)
+        aoti.extract(archive, finished)
+        finished.replace(library)
 
 
 def main() -> None:
     """Reads a job from stdin and does it; exit 3 and one sentence on stderr where it is refused."""
     os.nice(10)
     try:
-        compile_package(Job(**json.loads(sys.stdin.read())))
+        compile_library(Job(**json.loads(sys.stdin.read())))
     except ModerationError as error:
         print(error, file=sys.stderr)
         raise SystemExit(EXIT_REFUSED) from None

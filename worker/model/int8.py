@@ -7,6 +7,7 @@ Ranges are plain numbers by layer name, so that a version carries no pickled obs
 scales of them: without VNNI, products of 8-bit numbers saturate, and activations get 7 bits there.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -82,6 +83,7 @@ def quantised(body: nn.Module, example: Tensor, shapes: Any, ranges: Ranges) -> 
     _set_ranges(prepared, ranges)
     prepared(example)  # the observers of weights see them here
     converted: nn.Module = convert_pt2e(prepared)
+    _spell_out_pools(converted)
     return converted
 
 
@@ -122,3 +124,24 @@ def _range_of(value: Any, ranges: Ranges) -> tuple[float, float]:
         return ranges[name]
     except KeyError:
         raise WeightsError(f"the version keeps no int8 range for {name}: fit it again") from None
+
+
+def _spell_out_pools(converted: Any) -> None:
+    """Puts the largest of shifted views in the place of every max_pool2d: the same numbers, as quickly.
+
+    A quantised pool would be compiled to an operator that has no C interface (`aoti`); this is fused into a loop.
+    """
+    graph, aten = converted.graph, torch.ops.aten
+    for pool in graph.find_nodes(op="call_function", target=aten.max_pool2d.default):
+        pixels, (height, width), (down, right) = pool.args  # a pool with padding or dilation has more
+        rows, columns = pool.meta["val"].shape[2:]
+        most = None
+        with graph.inserting_before(pool):
+            for top, left in itertools.product(range(height), range(width)):
+                lines = (pixels, 2, top, top + (rows - 1) * down + 1, down)
+                view = graph.call_function(aten.slice.Tensor, lines)
+                view = graph.call_function(aten.slice.Tensor, (view, 3, left, left + (columns - 1) * right + 1, right))
+                most = view if most is None else graph.call_function(aten.maximum.default, (most, view))
+        pool.replace_all_uses_with(most)
+        graph.erase_node(pool)
+    converted.recompile()
