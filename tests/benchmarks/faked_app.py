@@ -1,18 +1,22 @@
 """The real worker around a faked decoder and a faked network: what is left is the path of a content ID.
 
-The network is the tiny one on frames of 8 x 8 pixels (the version's preprocessing says so), a fraction of a
-millisecond a batch. The decoder answers at once. Intake, fetch, batcher, rules, publish, metrics and Celery are real.
+The network is the tiny one on frames of 8 x 8 pixels (the version's preprocessing says so), without its body: of that
+only the features' shape is left. The decoder answers at once. Intake, fetch, batcher, last layer, rules, publish,
+metrics and Celery are real.
 """
 
 from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from tests.tiny_network import TINY
-from worker import service
+from worker import classifier, service
 from worker.app import app
 from worker.model import network
+from worker.model.engine import EagerEngine, Frames
 from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing
 
 network.register(TINY)
@@ -38,6 +42,15 @@ class InstantDecoders:
         """Holds nothing."""
 
 
-service.DecoderPool = InstantDecoders  # type: ignore[assignment, misc]  # the one part of the process that is faked
+class InstantBody(EagerEngine):
+    """Features without a forward pass."""
+
+    def features(self, frames: Frames) -> Tensor:
+        return torch.ones(len(frames), WIDTH)
+
+
+WIDTH = TINY.shapes()[f"{TINY.head}.weight"][1]
+service.DecoderPool = InstantDecoders  # type: ignore[assignment, misc]  # with the body, all that is faked
+classifier.EagerEngine = InstantBody  # type: ignore[misc]
 
 __all__ = ["app"]
