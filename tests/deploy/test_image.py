@@ -199,7 +199,7 @@ def test_a_container_compiles_an_engine_and_its_next_start_finds_it(worker: str)
     folder = "/var/cache/moderation/moderation-worker"
     assert podman("exec", worker, "stat", "--format=%a %u", folder).split() == ["700", "10001"]
     kept = podman("exec", worker, "find", folder, "-type", "f", "-printf", "%i %f\n")
-    assert re.fullmatch(r"\d+ vgg11-int8-[0-9a-f]{24}\.pt2\n", kept), kept
+    assert re.fullmatch(r"\d+ vgg11-int8-[0-9a-f]{24}\.so\n", kept), kept
     assert podman("exec", worker, "find", "/tmp", "-name", "*.gch") == ""
     podman("restart", "--time=60", worker)
     wait_until(lambda: serves_with(worker, "cpu-int8"), "the engine again", READY_TIMEOUT_S)

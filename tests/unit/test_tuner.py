@@ -361,8 +361,8 @@ def test_int8_is_compiled_once_and_found_again(tmp_path: Path) -> None:
     tuner = Tuner(bench.classifier, bench.store, bench.cache, on_fallback=lambda *said: bench.fallbacks.append(said))
     version = bench.classifier.version
     engine = tuner._build(version, "int8")
-    (package,) = bench.cache.folder.glob("*.pt2")
-    assert package.stat().st_mode & 0o077 == 0 or bench.cache.folder.stat().st_mode & 0o077 == 0
+    (library,) = bench.cache.folder.iterdir()  # and nothing half done
+    assert bench.cache.folder.stat().st_mode & 0o077 == 0
     frames, labels = bench.check
     for count in (1, 2, 7, 60):
         with torch.inference_mode():
@@ -371,10 +371,16 @@ def test_int8_is_compiled_once_and_found_again(tmp_path: Path) -> None:
     started = time.perf_counter()
     EngineCache(bench.cache.folder, bench.store.root).engine(version.manifest, version.body, "int8")
     assert time.perf_counter() - started < 5
-    package.write_bytes(b"damaged")
-    with pytest.raises(EngineError, match="cannot be loaded"):
-        bench.cache.engine(version.manifest, version.body, "int8")
-    assert not package.exists()
+    whole = library.read_bytes()
+    flipped = whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:]
+    for damaged in (b"damaged", b"", whole[:-1], whole[: len(whole) // 2], flipped, whole + b"more"):
+        library.unlink(missing_ok=True)  # the one in use stays as it is
+        library.write_bytes(damaged)
+        with pytest.raises(EngineError, match="cannot be loaded"):
+            bench.cache.engine(version.manifest, version.body, "int8")
+        assert not library.exists()
+    with torch.inference_mode():
+        assert torch.equal(version.head.probabilities(engine.features(frames)), given)
 
 
 def test_a_compilation_ends_with_its_worker(tmp_path: Path) -> None:
