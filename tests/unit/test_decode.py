@@ -17,6 +17,7 @@ from tests.support.pictures import picture
 from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY
 from worker.decode import DecoderPool
+from worker.decoder_process import NICER_BY
 from worker.errors import ContentError, UnavailableError
 from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing
 
@@ -152,6 +153,18 @@ def test_killing_decoders_under_load_blames_nobody(pool: Pool) -> None:
         wait_until(lambda done=done: sum(f.done() for f in futures) > done, "a picture after the kill", PATIENCE_S)
     assert [value(future) for future in futures] == [n % 251 for n in range(400)]
     assert kills > 0
+
+
+def test_decoders_make_way_for_the_network(pool: Pool) -> None:
+    """On the cores of the network each runs at a lower priority than the process that it works for."""
+    assert value(pool.submit(bytes([1]))) == 1
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    wait_until(lambda: len(decoders(os.getpid())) == 2, "both run", PATIENCE_S)
+    wait_until(
+        lambda: {os.getpriority(os.PRIO_PROCESS, pid) for pid in decoders(os.getpid())} == {min(ours + NICER_BY, 19)},
+        f"the decoders' priority is lower than ours, {ours}",
+        PATIENCE_S,
+    )
 
 
 def test_closing_refuses_what_waits_and_leaves_no_process() -> None:
