@@ -5,6 +5,7 @@ it is faked together with the decoder (`faked_app`). Redis keeps an append-only 
 is recorded before its goal is asked for, so that a goal missed still stands in the table.
 """
 
+import importlib
 import os
 import statistics
 import subprocess
@@ -41,7 +42,7 @@ from worker.model.preprocessing import DecodeLimits, Preprocessing, decode
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
-PHOTOGRAPHS, IN_INT8, WARM = 64, 192, 4
+PHOTOGRAPHS, IN_INT8, WARM, TURNS = 64, 192, 4, 3
 IDS, NOOPS = 16_000, 4_000
 SINGLES = 40
 BACKLOG = 100_000
@@ -57,10 +58,23 @@ def vgg_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield place
 
 
-@pytest.fixture
-def plain_s(vgg_place: Place) -> float:
-    """Seconds that a plain script takes for the folder."""
-    return float(program("folder", vgg_place.weights, vgg_place.content, PHOTOGRAPHS)["seconds"])
+def ours_and_plain_s(place: Place, ids: list[str], *cache: Path) -> tuple[float, float, str | None]:
+    """Seconds of the worker in service and of a plain script for the same photographs, the least of three each; and
+    the worker's engine.
+
+    By turns, for the speed of a shared machine changes within minutes; the worker is given new names each time.
+    """
+    ours, plain = [], []
+    for turn in range(TURNS):
+        plain.append(float(program("folder", place.weights, place.content, len(ids), *cache)["seconds"]))
+        names = [f"turn{turn}-{content_id}" for content_id in ids]  # sorted behind the photographs
+        for content_id, name in zip(ids, names, strict=True):
+            os.link(place.content / content_id, place.content / name)
+        started_s = time.perf_counter()
+        found = place.judge(names, 300)
+        ours.append(time.perf_counter() - started_s)
+        (engine,) = {document.engine for document in found.values()}
+    return min(ours), min(plain), engine
 
 
 def noop_rate(place: Place, pool: tuple[str, ...]) -> float:
@@ -88,8 +102,9 @@ def noop_rate(place: Place, pool: tuple[str, ...]) -> float:
 def naive_s(place: Place, ids: list[str]) -> float:
     """Seconds from submitting to the last verdict with the naive worker, its children warm."""
     os.environ |= {"NAIVE_BROKER_URL": place.broker.url, "NAIVE_CONTENT": str(place.content)}
-    from tests.benchmarks.naive_app import judge
+    from tests.benchmarks import naive_app
 
+    judge = importlib.reload(naive_app).judge  # it reads the address when it is imported, and may have been before
     raw = place.broker.client()
     process = subprocess.Popen(
         [sys.executable, "-m", "celery", "-A", "tests.benchmarks.naive_app", "worker", "-c", "2", "-l", "ERROR"],
@@ -109,28 +124,23 @@ def naive_s(place: Place, ids: list[str]) -> float:
         process.wait()
 
 
-def test_submit_to_verdict_against_the_naive_worker_and_a_plain_script(
-    vgg_place: Place, plain_s: float, record: Record
-) -> None:
+def test_submit_to_verdict_against_the_naive_worker_and_a_plain_script(vgg_place: Place, record: Record) -> None:
     """The same photographs through each; and what a worker has resident beside a process with the same network."""
     ids = [f"photo0x{number:04d}" for number in range(PHOTOGRAPHS)]
     naive = naive_s(vgg_place, ids)
     worker = vgg_place.start_worker(app=VGG)
     warmed(vgg_place, worker, photographs(vgg_place.content, WARM, seed=9))
-    started_s = time.perf_counter()
-    vgg_place.judge(ids, 300)
-    ours = time.perf_counter() - started_s
+    ours, plain, engine = ours_and_plain_s(vgg_place, ids)
     decoders = [resident_kb(pid) // 1024 for pid in decoders_of(worker.process.pid)]
     resident = resident_kb(worker.process.pid)
     worker.stop()
-    engine = vgg_place.client.verdict(ids[0]).engine
     alone = program("resident", vgg_place.weights, PHOTOGRAPHS)["kb"]
-    per_s = {name: round(PHOTOGRAPHS / s, 2) for name, s in (("ours", ours), ("naive", naive), ("plain", plain_s))}
+    per_s = {name: round(PHOTOGRAPHS / s, 2) for name, s in (("ours", ours), ("naive", naive), ("plain", plain))}
     record("submit to verdict: ours / naive worker", naive / ours, ">= 2.7", engine=engine, **per_s)
-    record("submit to verdict: ours / plain script", plain_s / ours, ">= 0.95", engine=engine)
+    record("submit to verdict: ours / plain script", plain / ours, ">= 0.95", engine=engine)
     record("resident: worker / one process", resident / alone, "<= 1.3", mb=resident // 1024, decoders_mb=decoders)
     assert resident / alone <= 1.3
-    assert plain_s / ours >= 0.95
+    assert plain / ours >= 0.95
     if engine == "cpu-fp32":
         pytest.skip(f"2.7 times is asked of bf16; {engine} came to {naive / ours:.2f} times")
     assert naive / ours >= 2.7
@@ -145,16 +155,12 @@ def test_submit_to_verdict_in_int8_against_the_naive_worker_and_a_plain_script(t
         worker = place.start_worker(app=VGG, precision="int8").wait_ready()
         wait_until(lambda: worker.metric("moderation_weights_info", engine="cpu-int8") == 1, "the engine", 1500)
         warmed(place, worker, warm)
-        started_s = time.perf_counter()
-        found = place.judge(ids, 300)
-        ours = time.perf_counter() - started_s
-        worker.stop()
-        assert {document.engine for document in found.values()} == {"cpu-int8"}
-        naive = naive_s(place, ids)
         for content_id in warm:
             (place.content / content_id).unlink()
-        cache = place.folder / "engines"
-        plain = float(program("folder", place.weights, place.content, IN_INT8, cache)["seconds"])
+        ours, plain, engine = ours_and_plain_s(place, ids, place.folder / "engines")
+        worker.stop()
+        assert engine == "cpu-int8"
+        naive = naive_s(place, ids)
     per_s = {name: round(IN_INT8 / s, 2) for name, s in (("ours", ours), ("naive", naive), ("plain", plain))}
     record("submit to verdict: ours in int8 / naive worker in fp32", naive / ours, ">= 5", **per_s)
     record("submit to verdict: ours / plain script, both in int8", plain / ours, ">= 0.95")
