@@ -291,7 +291,7 @@ def test_decode_and_resize_against_to_tensor_then_resize(tmp_path: Path, record:
 
 
 def test_a_champion_swap_delays_no_verdict_beyond_a_batch(vgg_place: Place, record: Record) -> None:
-    """The gap between batches around the swap, less the usual one: at most 100 ms; both versions gave verdicts.
+    """The gap before the first batch by the new version, or before the one in work meanwhile, less the usual gap.
 
     The version was published before, and the champion's file is replaced as on a shared volume: what publishing and
     promoting cost on these cores (half a gigabyte is hashed) is not the worker's.
@@ -314,8 +314,12 @@ def test_a_champion_swap_delays_no_verdict_beyond_a_batch(vgg_place: Place, reco
     gaps = np.diff(ends)
     usual = statistics.median(gaps)
     assert len({weights for _, weights in moments}) == 2
-    record("champion swap: longest gap less the usual, seconds", max(gaps) - usual, "<= 0.1", usual_s=round(usual, 3))
-    assert max(gaps) - usual <= 0.1
+    first = min(moment for moment, weights in moments if weights == version)
+    swapped = sum(end <= first for end in ends) - 1  # that batch
+    around, elsewhere = gaps[swapped - 2 : swapped], np.delete(gaps, [swapped - 2, swapped - 1])
+    record("champion swap: longer gap around it less the usual, seconds", max(around) - usual, "<= 0.1",
+           usual_s=round(usual, 3), longest_elsewhere=round(max(elsewhere) - usual, 3))  # fmt: skip
+    assert max(around) - usual <= 0.1
 
 
 def test_start_to_first_verdict(vgg_place: Place, record: Record) -> None:
