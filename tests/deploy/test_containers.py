@@ -88,13 +88,13 @@ def test_workers_drain_and_are_one_a_gpu(services: dict[str, Any]) -> None:
 
 
 def test_a_worker_may_keep_and_run_compiled_engines(services: dict[str, Any]) -> None:
-    """The image's cache folder is a volume that outlives a container; /tmp, where they are loaded, lets them run."""
+    """The image's cache folder is a volume that outlives a container; from /tmp nothing runs."""
     cache = re.search(r"XDG_CACHE_HOME=(\S+)", DOCKERFILE)
     assert cache is not None and f"{cache[1]}\n" in DOCKERFILE  # made with its owner, which a new volume takes over
     for name in ("worker-gpu0", "worker-gpu1", "worker-cpu"):
         volume = next(volume for volume in services[name]["volumes"] if volume["target"] == cache[1])
         assert volume["type"] == "volume" and not volume.get("read_only")
-        assert "exec" in next(mount for mount in services[name]["tmpfs"] if mount.startswith("/tmp:")).split(",")
+        assert "exec" not in next(mount for mount in services[name]["tmpfs"] if mount.startswith("/tmp:")).split(",")
 
 
 def test_settings_that_are_passed_exist(services: dict[str, Any]) -> None:
