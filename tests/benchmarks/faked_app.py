@@ -51,6 +51,6 @@ class InstantBody(EagerEngine):
 
 WIDTH = TINY.shapes()[f"{TINY.head}.weight"][1]
 service.DecoderPool = InstantDecoders  # type: ignore[assignment, misc]  # with the body, all that is faked
-classifier.EagerEngine = InstantBody  # type: ignore[misc]
+classifier.EagerEngine = InstantBody  # type: ignore[misc]  # likewise
 
 __all__ = ["app"]

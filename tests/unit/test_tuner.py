@@ -354,7 +354,6 @@ def test_fallbacks_and_the_engine_in_service_are_metrics() -> None:
     assert value("moderation_weights_loads_total", {"outcome": "loaded"}) == 1
 
 
-@pytest.mark.long
 def test_int8_is_compiled_once_and_found_again(tmp_path: Path) -> None:
     """The real compiler in its own process on the small network: labels as in fp32, and a second start is quick."""
     bench = Bench(tmp_path, check=60)

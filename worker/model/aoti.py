@@ -39,8 +39,9 @@ def extract(archive: Path, library: Path) -> None:
         names = packed.namelist()
         for name in names:
             if name.endswith(".wrapper.json"):
-                called = {node["node"]["target"] for node in json.loads(packed.read(name))["nodes"]}
-                raise ValueError(f"the compiled network calls operators without a C interface: {sorted(called)}")
+                called = sorted({node["node"]["target"] for node in json.loads(packed.read(name))["nodes"]})
+                if called:
+                    raise ValueError(f"the compiled network calls operators without a C interface: {called}")
         (wrapper,) = (name for name in names if name.endswith(".so"))
         with packed.open(wrapper) as source, library.open("wb") as target:
             shutil.copyfileobj(source, target, _CHUNK_BYTES)
