@@ -21,7 +21,7 @@ from worker.classifier import Classifier, Scores, Version
 from worker.errors import UsageError, WeightsError
 from worker.evidence import PICTURES_MAX, Evidence
 from worker.metrics import Metrics
-from worker.model import check_pictures
+from worker.model import check_pictures, compiled
 from worker.model import network as networks
 from worker.model.agreement import RULES, Labels
 from worker.model.compiled import EngineCache, EngineError
@@ -329,6 +329,23 @@ def test_a_cache_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
     bench.tuner.tune(bench.classifier.version)
     assert bench.fallbacks[-1] == ("cpu-int8", "no_cache")
     assert bench.serving == "cpu-fp32"
+
+
+def test_another_release_of_the_code_that_compiles_takes_no_engine_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, check=60)
+    version = bench.classifier.version
+    before = bench.cache.key(version.manifest, version.body, "int8")
+    assert bench.cache.key(version.manifest, version.body, "int8") == before
+    for position, source in enumerate(compiled.COMPILING):
+        changed = tmp_path / source.name
+        changed.write_bytes(source.read_bytes() + b"# changed\n")
+        sources = [*compiled.COMPILING]
+        sources[position] = changed
+        with monkeypatch.context() as patched:
+            patched.setattr(compiled, "COMPILING", tuple(sources))
+            assert bench.cache.key(version.manifest, version.body, "int8") != before
 
 
 def test_settings_that_this_machine_cannot_serve_are_refused_in_a_sentence(tmp_path: Path) -> None:

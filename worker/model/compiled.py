@@ -35,6 +35,9 @@ KEPT: Final = 6
 
 COMPILE_MAX_S: Final = 1800.0
 
+COMPILING: Final = tuple(Path(__file__).with_name(f"{name}.py") for name in ("aoti", "compiler", "int8"))
+"""Our own code that a library comes from: another release of it compiles anew."""
+
 
 class EngineError(ModerationError):
     """An engine cannot be had; `reason` is one word for a metric."""
@@ -93,11 +96,12 @@ class EngineCache:
         return CompiledEngine(library, precision, Preprocessing.from_json(manifest.preprocessing))
 
     def key(self, manifest: Manifest, body: str, precision: str) -> str:
-        """A file name for what depends on the body, the precision, this processor, and these releases."""
+        """A file name for what depends on the body, the precision, this processor, these releases, and our code."""
         decides: list[Any] = [body, precision, torch.__version__, torch.get_num_threads(), torch.cpu.get_capabilities()]
         if precision == "int8":
             ranges = sorted(manifest.activation_ranges.items())
             decides += [importlib.metadata.version("torchao"), ranges]
+        decides += [hashlib.sha256(source.read_bytes()).hexdigest() for source in COMPILING]
         digest = hashlib.sha256(json.dumps(decides, default=str).encode()).hexdigest()
         return f"{manifest.network}-{precision}-{digest[:24]}"
 
