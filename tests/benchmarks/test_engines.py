@@ -21,6 +21,7 @@ from tests.benchmarks.conftest import Record
 from tests.benchmarks.serving import VGG, vgg_version
 from tests.support.place import Place
 from tests.support.worker import Broker
+from worker import memory
 from worker.model import check_pictures, int8
 from worker.model import engine as engines
 from worker.model import network as networks
@@ -51,6 +52,7 @@ class Subject:
     """VGG-11 on a random base in a store, its body, and the frames and pixels that everyone is given."""
 
     def __init__(self, folder: Path) -> None:
+        memory.keep_what_was_used()  # as a worker does; the peers' memory that comes from malloc is kept as well
         self.network = networks.get("vgg11")
         base = networks.random_base(self.network, 0)
         head = {name: torch.full(self.network.shapes()[name], 0.01) for name in self.network.head_names()}
