@@ -1,7 +1,7 @@
 """What the worker is compared with, as programs without a queue; each prints one JSON object.
 
-folder STORE FOLDER COUNT [CACHE]   decodes and classifies a folder in batches: seconds, after one warm picture;
-                            with the int8 engine from CACHE where it is named
+folder STORE FOLDER COUNT [CACHE PRECISION]   decodes and classifies a folder in batches: seconds, after one warm
+                            picture; with the compiled engine of that precision from CACHE where it is named
 single STORE FOLDER COUNT   fetch + decode + forward, one picture after the other: seconds of each
 weights STORE               imports torch and reads the champion's base: nothing more
 resident STORE BATCH        one process with the network, after a batch: its resident KB
@@ -39,7 +39,9 @@ def _resident(store_root: Path, batch: int) -> dict[str, object]:
     return {"kb": next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))}
 
 
-def _pictures(what: str, store_root: Path, folder: Path, count: int, cache: str = "") -> dict[str, object]:
+def _pictures(
+    what: str, store_root: Path, folder: Path, count: int, cache: str = "", precision: str = ""
+) -> dict[str, object]:
     import numpy as np
 
     from worker.classifier import Classifier
@@ -51,7 +53,7 @@ def _pictures(what: str, store_root: Path, folder: Path, count: int, cache: str 
     classifier = Classifier(store, device="cpu", precision="auto")
     version = classifier.load(str(store.champion()))
     if cache:
-        engine = EngineCache(Path(cache), store_root).engine(version.manifest, version.body, "int8")
+        engine = EngineCache(Path(cache), store_root).engine(version.manifest, version.body, precision)
         classifier.use(engine, version.id)
     preprocessing, limits = Preprocessing(), DecodeLimits()
 

@@ -74,13 +74,26 @@ def test_pixels_are_those_of_torchvision(size: tuple[int, int]) -> None:
     assert np.abs(seen(encoded(image, "PNG")).frames[0] - expected).max() <= 1
 
 
-def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same() -> None:
-    """Decoding a large JPEG at a fraction of its size changes levels by a few steps at most."""
-    data = encoded(noise(60, 40).resize((2400, 1600), Image.Resampling.BICUBIC), "JPEG", quality=90)
+def fully_decoded(data: bytes) -> np.ndarray:
     whole = Compose([Resize(256), CenterCrop(224)])(Image.open(io.BytesIO(data)))
-    difference = np.abs(seen(data).frames[0] - np.asarray(whole).astype(int))
+    return np.asarray(whole).astype(int)
+
+
+@pytest.mark.parametrize("size", [(1280, 960), (2400, 1600), (4100, 3000)])
+def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(size: tuple[int, int]) -> None:
+    """Decoding a large JPEG at a fraction of its size changes levels by a few steps at most."""
+    data = encoded(noise(60, 40).resize(size, Image.Resampling.BICUBIC), "JPEG", quality=90)
+    difference = np.abs(seen(data).frames[0] - fully_decoded(data))
     assert difference.max() <= 4
-    assert difference.mean() < 0.5
+    assert 0 < difference.mean() < 1
+
+
+@pytest.mark.parametrize(("shorter", "smaller"), [(767, False), (768, True)])
+def test_half_again_as_many_pixels_as_needed_are_decoded(shorter: int, smaller: bool) -> None:
+    """A JPEG is decoded at half its size only where 1.5 times 256 pixels remain; below, it is decoded in full."""
+    data = encoded(noise(900, shorter), "JPEG", quality=90)
+    difference = np.abs(seen(data).frames[0] - fully_decoded(data))
+    assert bool(difference.max() > 1) is smaller
 
 
 @pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
