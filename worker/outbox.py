@@ -1,6 +1,7 @@
 """Carries results to Redis: all that finished together in one go, again and again until Redis has them.
 
-Outcomes and postponements go in, "this entry has left" comes out. Knows no pictures or decisions.
+Outcomes and postponements go in, "this entry has left" comes out. Knows no pictures or decisions. An outcome may come
+as a call that makes it, which this thread then does: whoever owns the device has better to do.
 """
 
 import itertools
@@ -38,6 +39,9 @@ class Postponement:
     now_ms: int
 
 
+Result = Outcome | Postponement
+
+
 class Outbox:
     """One thread between the stages and Redis.
 
@@ -59,7 +63,7 @@ class Outbox:
         self._on_done = on_done
         self._refused = 0
         self._closing = threading.Event()
-        self._queue: queue.SimpleQueue[Outcome | Postponement | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Result | Callable[[], Result] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
 
@@ -68,8 +72,8 @@ class Outbox:
         """How many results Redis has refused so far, and will be given again."""
         return self._refused
 
-    def put(self, result: Outcome | Postponement) -> None:
-        """Queues a result."""
+    def put(self, result: Result | Callable[[], Result]) -> None:
+        """Queues a result, or a call that makes it and must not raise."""
         self._queue.put(result)
 
     def close(self) -> None:
@@ -79,7 +83,7 @@ class Outbox:
         self._thread.join()
 
     def _run(self) -> None:
-        refused: dict[tuple[str, bytes], Outcome | Postponement] = {}
+        refused: dict[tuple[str, bytes], Result] = {}
         failures = 0
         while (fresh := self._gather(wait=not refused)) is not None:
             again = dict(itertools.islice(refused.items(), AGAIN_AT_ONCE))
@@ -103,9 +107,9 @@ class Outbox:
                 logger.error("%d results wait to be published: %s", len(refused), error, exc_info=unknown)
             self._closing.wait(PAUSE_S)
 
-    def _gather(self, *, wait: bool) -> list[Outcome | Postponement] | None:
+    def _gather(self, *, wait: bool) -> list[Result] | None:
         """What is queued, up to the maximum; blocks for the first, or is empty. None when closed and all is carried."""
-        results: list[Outcome | Postponement] = []
+        results: list[Result] = []
         while len(results) < MOST_AT_ONCE:
             try:
                 result = self._queue.get(block=wait and not results)
@@ -114,14 +118,12 @@ class Outbox:
             if result is None:
                 self._queue.put(None)  # for the next look, when what is here has been carried
                 return results or (None if wait else [])
-            results.append(result)
+            results.append(result() if callable(result) else result)
         return results
 
-    def _carry(
-        self, results: Sequence[Outcome | Postponement]
-    ) -> tuple[list[Outcome | Postponement], Exception | None]:
+    def _carry(self, results: Sequence[Result]) -> tuple[list[Result], Exception | None]:
         """Hands results to Redis; returns those that it refused, to be tried again, and why."""
-        refused: list[Outcome | Postponement] = []
+        refused: list[Result] = []
         error: Exception | None = None
         for result in results:
             if not isinstance(result, Postponement):
@@ -161,7 +163,7 @@ class Outbox:
             logger.critical("bans are above the quota: the circuit breaker is open and withholds them")
 
 
-def _key(result: Outcome | Postponement) -> tuple[str, bytes]:
+def _key(result: Result) -> tuple[str, bytes]:
     return result.entry.stream, result.entry.entry_id
 
 

@@ -182,7 +182,15 @@ class Pipeline:
         self._batcher.submit(frames).add_done_callback(lambda scored: self._guarded(self._scored, item, scored))
 
     def _scored(self, item: Item, done: "Future[Scores]") -> None:
-        self._outbox.put(Outcome(item.entry, self._decide(item, done.result())))
+        self._outbox.put(partial(self._outcome, item, done.result()))
+
+    def _outcome(self, item: Item, scores: Scores) -> Outcome:
+        try:
+            return Outcome(item.entry, self._decide(item, scores))
+        except Exception as error:
+            logger.exception("nothing can be decided about %s", item.entry.content_id)
+            failed = ContentError("model_failed", f"A decision failed: {type(error).__name__}.")
+            return Outcome(item.entry, self._undecided(item, failed))
 
     def _guarded(self, stage: Callable[..., None], item: Item, *done: Any) -> None:
         """Runs a stage; whatever it raises ends this picture's work here, and nobody else's."""
