@@ -6,6 +6,7 @@ is recorded before its goal is asked for, so that a goal missed still stands in 
 """
 
 import importlib
+import math
 import os
 import statistics
 import subprocess
@@ -42,9 +43,10 @@ from worker.model.preprocessing import DecodeLimits, Preprocessing, decode
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
-PHOTOGRAPHS, COMPILED, WARM, TURNS = 64, 192, 4, 6
+PHOTOGRAPHS, IN_LINE, WARM, TURNS = 64, 192, 4, 6
 IDS, NOOPS = 16_000, 4_000
 SINGLES, SINGLE_TURNS = 40, 3
+DECODE_TURNS = 5
 BACKLOG = 100_000
 
 
@@ -126,7 +128,7 @@ def naive_s(place: Place, ids: list[str]) -> float:
 
 def test_submit_to_verdict_against_the_naive_worker_and_a_plain_script(vgg_place: Place, record: Record) -> None:
     """The same photographs through each; and what a worker has resident beside a process with the same network."""
-    ids = [f"photo0x{number:04d}" for number in range(PHOTOGRAPHS)]
+    ids = photographs(vgg_place.content, IN_LINE)
     naive = naive_s(vgg_place, ids)
     worker = vgg_place.start_worker(app=VGG)
     warmed(vgg_place, worker, photographs(vgg_place.content, WARM, seed=9))
@@ -135,7 +137,7 @@ def test_submit_to_verdict_against_the_naive_worker_and_a_plain_script(vgg_place
     resident = resident_kb(worker.process.pid)
     worker.stop()
     alone = program("resident", vgg_place.weights, PHOTOGRAPHS)["kb"]
-    per_s = {name: round(PHOTOGRAPHS / s, 2) for name, s in (("ours", ours), ("naive", naive), ("plain", plain))}
+    per_s = {name: round(IN_LINE / s, 2) for name, s in (("ours", ours), ("naive", naive), ("plain", plain))}
     record("submit to verdict: ours / naive worker", naive / ours, ">= 2.7", engine=engine, **per_s)
     record("submit to verdict: ours / plain script", plain / ours, ">= 0.95", engine=engine)
     record("resident: worker / one process", resident / alone, "<= 1.3", mb=resident // 1024, decoders_mb=decoders)
@@ -156,7 +158,7 @@ def test_submit_to_verdict_compiled_against_the_naive_worker_and_a_plain_script(
     with Place(tmp_path, Broker(tmp_path / "valkey", appendfsync="everysec")) as place:
         seen = np.random.default_rng(1).integers(0, 256, (64, 224, 224, 3), np.uint8)
         place.store.promote(vgg_version(place, 0, ranges_of=seen), by="bench", why="measured")
-        warm, ids = photographs(place.content, WARM, seed=9), photographs(place.content, COMPILED)
+        warm, ids = photographs(place.content, WARM, seed=9), photographs(place.content, IN_LINE)
         worker = place.start_worker(app=VGG, precision=precision).wait_ready()
         said = f"serving with cpu-{precision} now"  # in bf16 it serves before, too, and not compiled
         wait_until(lambda: said in worker.log(), "the compiled engine", 1500)
@@ -167,7 +169,7 @@ def test_submit_to_verdict_compiled_against_the_naive_worker_and_a_plain_script(
         worker.stop()
         assert engine == f"cpu-{precision}"
         naive = naive_s(place, ids)
-    per_s = {name: round(COMPILED / s, 2) for name, s in (("ours", ours), ("naive", naive), ("plain", plain))}
+    per_s = {name: round(IN_LINE / s, 2) for name, s in (("ours", ours), ("naive", naive), ("plain", plain))}
     record(f"submit to verdict: ours in {precision} / naive worker in fp32", naive / ours, f">= {times_naive}", **per_s)
     record(f"submit to verdict: ours / plain script, both in {precision}", plain / ours, ">= 0.95")
     assert plain / ours >= 0.95
@@ -254,7 +256,8 @@ def test_one_picture_on_an_idle_worker(vgg_place: Place, record: Record) -> None
 
 
 def test_decode_and_resize_against_to_tensor_then_resize(tmp_path: Path, record: Record) -> None:
-    """One thread, photographs of 720 to 1,600 pixels; the labels of a VGG-11 on both ways' pixels are compared."""
+    """One thread, photographs of 720 to 1,600 pixels, by turns, the least of each; the labels of a VGG-11 on both
+    ways' pixels are compared."""
     rng = np.random.default_rng(7)
     data = []
     for number, side in enumerate((720, 960, 1200, 1600) * 6):
@@ -270,15 +273,17 @@ def test_decode_and_resize_against_to_tensor_then_resize(tmp_path: Path, record:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        started_s = time.perf_counter()
-        theirs = []
-        for path in data:
-            with Image.open(path) as image:
-                theirs.append(article(image.convert("RGB")))
-        article_s = time.perf_counter() - started_s
-        started_s = time.perf_counter()
-        ours = [decode(path.read_bytes(), Preprocessing(), DecodeLimits()).frames[0] for path in data]
-        ours_s = time.perf_counter() - started_s
+        article_s, ours_s = math.inf, math.inf
+        for _ in range(DECODE_TURNS):
+            started_s = time.perf_counter()
+            theirs = []
+            for path in data:
+                with Image.open(path) as image:
+                    theirs.append(article(image.convert("RGB")))
+            article_s = min(article_s, time.perf_counter() - started_s)
+            started_s = time.perf_counter()
+            ours = [decode(path.read_bytes(), Preprocessing(), DecodeLimits()).frames[0] for path in data]
+            ours_s = min(ours_s, time.perf_counter() - started_s)
     finally:
         torch.set_num_threads(threads)
     network = networks.get("vgg11")

@@ -1,16 +1,22 @@
-"""The pipeline's own clock: what stands still is told from what only had nothing to do."""
+"""The pipeline by itself: what stands still is told from what had nothing to do, and where it decides."""
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from tests.support.pictures import picture
 from tests.support.waiting import wait_until
 from tests.support.worker import Broker
 from worker import bus
 from worker.batcher import Batcher
+from worker.classifier import Frames, Scores
+from worker.client import Moderation
 from worker.content import ContentStore
 from worker.decode import DecoderPool
 from worker.entry import Entry
@@ -23,16 +29,42 @@ from worker.publish import Publisher
 IDLE_S = 1.5
 
 
+class Version:
+    """What the pipeline asks of a version, and in which thread it asks."""
+
+    engine = "cpu-fp32"
+
+    def __init__(self) -> None:
+        self.asked_in: list[str] = []
+        self.broken = False
+
+    @property
+    def manifest(self) -> SimpleNamespace:
+        self.asked_in.append(threading.current_thread().name)
+        if self.broken:
+            raise LookupError("a manifest without thresholds")
+        return SimpleNamespace(id="tiny-0", ban_threshold=None, review_threshold=None)
+
+
 @pytest.fixture
-def pipeline(broker: Broker, tmp_path: Path) -> Iterator[Pipeline]:
-    """A pipeline whose content folder holds nothing but what a test puts there."""
+def version() -> Version:
+    return Version()
+
+
+@pytest.fixture
+def pipeline(broker: Broker, tmp_path: Path, version: Version) -> Iterator[Pipeline]:
+    """A pipeline whose content folder holds nothing but what a test puts there, and whose network likes everything."""
+
+    def score(frames: Frames) -> Scores:
+        return Scores(np.array([[0.8, 0.1, 0.1]] * len(frames), np.float32), version)
+
     client = bus.connect(broker.url)
     intake = Intake(client, "test", 15)
     intake.ensure_groups()
-    batcher = Batcher(lambda frames: (_ for _ in ()).throw(AssertionError("nothing is scored here")), max_images=1)
+    batcher = Batcher(score, max_images=1)
     decoders = DecoderPool(Preprocessing(), DecodeLimits(), processes=1, timeout_s=5, memory_bytes=2**30)
     made = Pipeline(
-        content=ContentStore(f"file://{tmp_path}/{{content_id}}", max_bytes=1000, timeout_s=1),
+        content=ContentStore(f"file://{tmp_path}/{{content_id}}", max_bytes=100_000, timeout_s=1),
         decoders=decoders,
         batcher=batcher,
         publisher=Publisher(client, 100),
@@ -77,3 +109,21 @@ def test_giving_up_is_no_progress(pipeline: Pipeline, tmp_path: Path) -> None:
         pipeline.abandon(pipeline.in_work())
     pipeline.accept([entry(number + 1, "one")])
     assert pipeline.stands_still_s() > IDLE_S / 2
+
+
+def test_decisions_are_made_beside_the_device_and_a_failed_one_is_its_pictures_own(
+    pipeline: Pipeline, broker: Broker, tmp_path: Path, version: Version
+) -> None:
+    """The thread that scores builds no verdicts. What cannot be decided is undecided; the next is judged as before."""
+    client, intake = Moderation(broker.url), Intake(bus.connect(broker.url), "test", 15)
+    for content_id, broken in (("first", False), ("bad", True), ("last", False)):
+        (tmp_path / content_id).write_bytes(picture("approved"))
+        version.broken = broken
+        client.submit([content_id])
+        pipeline.accept(intake.read([bus.UPLOADS], 1))
+        wait_until(lambda: not pipeline.in_work(), f"{content_id} leaves")
+    found = client.wait(["first", "bad", "last"], 5)
+    assert [found[i].label for i in ("first", "bad", "last")] == ["approved", None, "approved"]
+    assert found["bad"].reasons == ("model_failed",)
+    assert set(version.asked_in) == {"outbox"}
+    client.close()

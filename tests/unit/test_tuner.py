@@ -29,7 +29,6 @@ from worker.model.engine import Engine, Frames
 from worker.model.weights import WeightsStore
 from worker.tuner import Tuner
 
-CPU = torch.device("cpu")
 PACE_S = {"cpu-bf16": 0.002, "cpu-int8": 0.001}
 
 
@@ -124,21 +123,42 @@ class Bench:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer pictures for int8, the rule itself is tested elsewhere; engines are as fast as they say they are."""
-    monkeypatch.setitem(RULES, "int8", replace(RULES["int8"], pictures_min=60))
+    """Fewer pictures, the rules themselves are tested elsewhere; engines are as fast as they say they are; and this
+    processor has no bf16, whatever it has."""
+    for precision in ("bf16", "int8"):
+        monkeypatch.setitem(RULES, precision, replace(RULES[precision], pictures_min=60))
+    monkeypatch.setattr(networks, "native_bf16", lambda device: False)
     measured = SimpleNamespace(perf_counter=lambda: fake_time.passed_s)
     monkeypatch.setattr("worker.tuner.time", measured)
 
 
 def test_an_engine_that_agrees_on_the_pictures_kept_with_the_version_serves(tmp_path: Path) -> None:
-    """Its name is in the scores; bf16, which this processor may lack, is counted and not tried."""
+    """Its name is in the scores; bf16, which this processor lacks, is counted and not tried."""
     bench = Bench(tmp_path, check=60)
     bench.tuner.tune(bench.classifier.version)
     assert bench.serving == "cpu-int8"
-    assert bench.engines[-1] == "cpu-int8"
+    assert bench.engines == ["cpu-int8"]
     assert bench.classifier.score(colours(3)[0]).version.engine == "cpu-int8"
-    native = networks.native_bf16(CPU)
-    assert (("cpu-bf16", "not_native") in bench.fallbacks) == (not native)
+    assert ("cpu-bf16", "not_native") in bench.fallbacks
+
+
+def test_where_the_processor_has_bf16_that_serves_until_int8_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other, each on its own comparison; an int8 that lies leaves bf16 in service."""
+    monkeypatch.setattr(networks, "native_bf16", lambda device: True)
+    bench = Bench(tmp_path / "both", check=60)
+    bench.tuner.tune(bench.classifier.version)
+    assert (bench.engines, bench.fallbacks) == (["cpu-bf16", "cpu-int8"], [])
+    bench = Bench(tmp_path / "one", check=60)
+
+    def build(version: Version, precision: str) -> Engine:
+        bench.lie = lambda features: features.roll(1, dims=1) if precision == "int8" else features
+        return bench.build(version, precision)
+
+    bench.tuner._build = build
+    bench.tuner.tune(bench.classifier.version)
+    assert (bench.serving, bench.fallbacks) == ("cpu-bf16", [("cpu-int8", "flips")])
 
 
 @pytest.mark.parametrize(
@@ -263,7 +283,7 @@ def test_a_new_last_layer_takes_the_engine_over_without_building(tmp_path: Path)
     bench = Bench(tmp_path, check=60)
     bench.lie = lambda features: features + 0.004 * torch.arange(features.shape[1])
     bench.tuner.tune(bench.classifier.version)
-    assert (bench.serving, bench.built) == ("cpu-int8", 1 + networks.native_bf16(CPU))
+    assert (bench.serving, bench.built) == ("cpu-int8", 1)
     built = bench.built
     second = publish_colours(bench.store, sharpness=5.0, ranges=True, check=bench.check)
     started = time.perf_counter()
@@ -353,9 +373,8 @@ def test_settings_that_this_machine_cannot_serve_are_refused_in_a_sentence(tmp_p
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="MODERATION_DEVICE is cuda"):
             Classifier(store, device="cuda", precision="auto")
-    if not networks.native_bf16(CPU):
-        with pytest.raises(UsageError, match="MODERATION_PRECISION is bf16"):
-            Classifier(store, device="cpu", precision="bf16")
+    with pytest.raises(UsageError, match="MODERATION_PRECISION is bf16"):
+        Classifier(store, device="cpu", precision="bf16")
 
 
 def test_fallbacks_and_the_engine_in_service_are_metrics() -> None:
