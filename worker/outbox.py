@@ -118,7 +118,10 @@ class Outbox:
             if result is None:
                 self._queue.put(None)  # for the next look, when what is here has been carried
                 return results or (None if wait else [])
-            results.append(result() if callable(result) else result)
+            try:
+                results.append(result() if callable(result) else result)
+            except Exception:  # this thread is the only way out; who holds the entry for too long is told elsewhere
+                logger.exception("a result could not be made")
         return results
 
     def _carry(self, results: Sequence[Result]) -> tuple[list[Result], Exception | None]:

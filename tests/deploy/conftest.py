@@ -69,7 +69,10 @@ class Watched:
             self.wave()
             decided = f'sum(moderation_verdicts_total{{weights="{second}"}}) == {number * len(LABELS)}'
             wait_until(lambda query=decided: self.prometheus.query(query), "a scrape of it")
-        wait_until(lambda: self.prometheus.query("moderation:decided:increase1h > 0"), "the rules to have seen it")
+        # Groups of rules are evaluated one by one, in no order: each must have seen it.
+        decided = [f"sum(moderation:decided:{over}) > 0" for over in ("increase1h", "rate5m", "increase6h")]
+        for seen in (*decided, "moderation:label_drift:psi6h"):
+            wait_until(lambda query=seen: self.prometheus.query(query), f"the rules to have seen it: {seen}")
 
     def wave(self) -> None:
         """One of each: labels, a file that is no picture, an ID without one, what is known, a rescan that agrees."""

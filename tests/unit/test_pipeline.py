@@ -24,7 +24,7 @@ from worker.intake import Intake
 from worker.metrics import Metrics
 from worker.model.preprocessing import DecodeLimits, Preprocessing
 from worker.pipeline import Pipeline, Rules
-from worker.publish import Publisher
+from worker.publish import Outcome, Publisher
 
 IDLE_S = 1.5
 
@@ -126,4 +126,19 @@ def test_decisions_are_made_beside_the_device_and_a_failed_one_is_its_pictures_o
     assert [found[i].label for i in ("first", "bad", "last")] == ["approved", None, "approved"]
     assert found["bad"].reasons == ("model_failed",)
     assert set(version.asked_in) == {"outbox"}
+    client.close()
+
+
+def test_what_cannot_even_be_made_ends_nothing(pipeline: Pipeline, broker: Broker, tmp_path: Path) -> None:
+    """A fault of our own in making one result leaves the thread that publishes at work."""
+
+    def fault() -> Outcome:
+        raise MemoryError
+
+    (tmp_path / "next").write_bytes(picture("approved"))
+    pipeline._outbox.put(fault)
+    client = Moderation(broker.url)
+    client.submit(["next"])
+    pipeline.accept(Intake(bus.connect(broker.url), "test", 15).read([bus.UPLOADS], 1))
+    assert client.wait(["next"], 20)["next"].label == "approved"
     client.close()

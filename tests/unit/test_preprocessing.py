@@ -74,26 +74,38 @@ def test_pixels_are_those_of_torchvision(size: tuple[int, int]) -> None:
     assert np.abs(seen(encoded(image, "PNG")).frames[0] - expected).max() <= 1
 
 
-def fully_decoded(data: bytes) -> np.ndarray:
-    whole = Compose([Resize(256), CenterCrop(224)])(Image.open(io.BytesIO(data)))
+def decoded_at(data: bytes, fraction: int, parameters: Preprocessing) -> np.ndarray:
+    image = Image.open(io.BytesIO(data))
+    image.draft(None, (image.width // fraction, image.height // fraction))
+    whole = Compose([Resize(parameters.resize), CenterCrop(parameters.crop)])(image)
     return np.asarray(whole).astype(int)
 
 
-@pytest.mark.parametrize("size", [(1280, 960), (2400, 1600), (4100, 3000)])
+@pytest.mark.parametrize("size", [(1280, 960), (2400, 1600), (4100, 3100)])
 def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(size: tuple[int, int]) -> None:
     """Decoding a large JPEG at a fraction of its size changes levels by a few steps at most."""
     data = encoded(noise(60, 40).resize(size, Image.Resampling.BICUBIC), "JPEG", quality=90)
-    difference = np.abs(seen(data).frames[0] - fully_decoded(data))
+    difference = np.abs(seen(data).frames[0] - decoded_at(data, 1, PREPROCESSING))
     assert difference.max() <= 4
     assert 0 < difference.mean() < 1
 
 
-@pytest.mark.parametrize(("shorter", "smaller"), [(767, False), (768, True)])
-def test_half_again_as_many_pixels_as_needed_are_decoded(shorter: int, smaller: bool) -> None:
-    """A JPEG is decoded at half its size only where 1.5 times 256 pixels remain; below, it is decoded in full."""
-    data = encoded(noise(900, shorter), "JPEG", quality=90)
-    difference = np.abs(seen(data).frames[0] - fully_decoded(data))
-    assert bool(difference.max() > 1) is smaller
+@pytest.mark.parametrize(
+    ("size", "resize", "fraction"),
+    [
+        ((900, 767), 256, 1), ((900, 768), 256, 2), ((768, 900), 256, 2), ((2100, 2047), 256, 2),
+        ((2100, 2048), 256, 4), ((4100, 4095), 256, 4), ((4100, 4096), 256, 8),
+        ((800, 765), 255, 1), ((800, 766), 255, 2),
+    ],
+)  # fmt: skip
+def test_at_what_fraction_a_jpeg_is_decoded(size: tuple[int, int], resize: int, fraction: int) -> None:
+    """At half where 1.5 times the pixels needed remain, at 1/4 and 1/8 where twice as many do."""
+    data = encoded(noise(*size), "JPEG", quality=90)
+    parameters = Preprocessing(resize=resize)
+    given = decode(data, parameters, LIMITS).frames[0]
+    assert np.abs(given - decoded_at(data, fraction, parameters)).max() <= 1
+    other = 2 if fraction == 1 else fraction // 2
+    assert np.abs(given - decoded_at(data, other, parameters)).max() > 1
 
 
 @pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])

@@ -40,7 +40,9 @@ def base() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def part(base: dict[str, torch.Tensor]) -> FrozenPart:
+def part(base: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> FrozenPart:
+    """In float32, whatever this processor has."""
+    monkeypatch.setattr(networks, "native_bf16", lambda device: False)
     return FrozenPart(SMALL, base, Preprocessing(), torch.device("cpu"))
 
 
@@ -81,6 +83,18 @@ def test_the_parts_together_are_the_network(part: FrozenPart, base: dict[str, to
         parts = head(torch.from_numpy(part.head_input(part.forward(frames))))
     assert part.forward(frames).shape == (4, 24)
     torch.testing.assert_close(parts, whole)
+
+
+def test_where_the_processor_has_bf16_the_features_are_nearly_the_same(
+    part: FrozenPart, base: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And under another key, so that neither is ever taken for the other."""
+    monkeypatch.setattr(networks, "native_bf16", lambda device: True)
+    shorter = FrozenPart(SMALL, base, Preprocessing(), torch.device("cpu"))
+    frames = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), np.uint8)
+    exact, given = part.forward(frames), shorter.forward(frames)
+    assert (part.key["engine"], shorter.key["engine"]) == ("cpu-fp32", "cpu-bf16")
+    assert 0 < np.abs(given - exact).max() < 0.03 * np.abs(exact).max()
 
 
 def test_a_base_of_another_network_is_refused(base: dict[str, torch.Tensor]) -> None:

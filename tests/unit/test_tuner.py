@@ -26,6 +26,7 @@ from worker.model import network as networks
 from worker.model.agreement import RULES, Labels
 from worker.model.compiled import EngineCache, EngineError
 from worker.model.engine import Engine, Frames
+from worker.model.preprocessing import Preprocessing
 from worker.model.weights import WeightsStore
 from worker.tuner import Tuner
 
@@ -416,6 +417,30 @@ def test_int8_is_compiled_once_and_found_again(tmp_path: Path) -> None:
         assert not library.exists()
     with torch.inference_mode():
         assert torch.equal(version.head.probabilities(engine.features(frames)), given)
+
+
+@pytest.mark.parametrize(("precision", "at_most"), [("bf16", 8), ("int8", 16)])
+def test_a_batch_goes_through_a_library_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, at_most: int
+) -> None:
+    """Of nearly equal size, in channels_last, the rows in their order; a library is given no more than helps it."""
+    given: list[Tensor] = []
+
+    def library(path: Path) -> Callable[[Tensor], Tensor]:
+        return lambda pixels: (given.append(pixels), pixels.float().amax(dim=(2, 3)))[1]
+
+    monkeypatch.setattr(compiled, "Library", library)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    engine = compiled.CompiledEngine(tmp_path / "none.so", precision, Preprocessing())
+    for count in (1, at_most, at_most + 1, 64):
+        given.clear()
+        frames = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 224, 224, 3)).copy()
+        features = engine.features(frames)
+        assert features.shape == (count, 3) and bool((features.diff(dim=0) > 0).all())
+        sizes = [len(part) for part in given]
+        assert max(sizes) <= at_most and max(sizes) - min(sizes) <= 1
+        assert len(sizes) == -(-count // at_most)
+        assert all(part.is_contiguous(memory_format=torch.channels_last) for part in given)
 
 
 def test_a_compilation_ends_with_its_worker(tmp_path: Path) -> None:

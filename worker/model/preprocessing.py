@@ -31,12 +31,14 @@ gain maps, which nobody is shown."""
 
 _RESAMPLING: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
-_DRAFT_FACTOR: Final = 1.5
-"""A JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as this many times `resize` remains.
+_HALF_FACTOR: Final = 1.5
+_DRAFT_FACTOR: Final = 2
+"""A JPEG is decoded at half its size as long as 1.5 times `resize` remains, at 1/4 or 1/8 as long as twice.
 
 What is left is then scaled by its own antialiasing filter, and the less that has to do the sharper the picture comes
-out: with 1, pictures differ more from fully decoded ones than by another JPEG quality, with 1.5 less (measured on 461
-photographs, tests/benchmarks/RESULTS.md). Another factor is another preprocessing: raise `SCHEMA` in trainer/cache.py.
+out. These change a picture less than saving it at another JPEG quality does, which 1.5 at 1/4 does not (measured on 461
+photographs and renderings, tests/benchmarks/RESULTS.md). Others are another preprocessing: raise `SCHEMA` in
+trainer/cache.py, and fit versions again.
 """
 
 _SHORTEST_MS: Final = 10.0
@@ -162,7 +164,7 @@ def _decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> 
     with _open(data, limits) as image:
         # Twice, because only the last frame tells how long it all takes and keeping all frames may not fit.
         if image_format == "JPEG":
-            side = math.ceil(_DRAFT_FACTOR * preprocessing.resize)
+            side = _draft_side(image, preprocessing.resize)
             image.draft(None, (side, side))
         frames = [
             _input(frame, preprocessing)
@@ -170,6 +172,12 @@ def _decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> 
             if index in chosen
         ]
     return Decoded(np.stack(frames), image_format, width, height)
+
+
+def _draft_side(image: Image.Image, resize: int) -> int:
+    """How much of each side must remain when a JPEG is decoded at a fraction of its size."""
+    in_full = min(image.size) < 2 * _DRAFT_FACTOR * resize
+    return math.ceil((_HALF_FACTOR if in_full else _DRAFT_FACTOR) * resize)
 
 
 def _open(data: bytes, limits: DecodeLimits) -> Image.Image:
