@@ -37,8 +37,8 @@ COMPILE_MAX_S: Final = 1800.0
 
 AT_ONCE_A_THREAD: Final = {"bf16": 4, "int8": 8}
 """Images that go through a library together. What a layer of VGG-11 makes of more no longer stays in the cache until
-the next layer reads it: with two threads a batch of 64 takes 38 ms an image in bf16 at once, and 34 in parts of 8. Of
-much fewer, and the weights of the fully connected layers are read too often."""
+the next layer reads it: with two threads a batch of 32 takes 37.5 ms an image in bf16 at once, and 34.9 in parts of 8.
+Of much fewer, and the weights of the fully connected layers are read too often."""
 
 COMPILING: Final = tuple(Path(__file__).with_name(f"{name}.py") for name in ("aoti", "compiler", "int8"))
 """Our own code that a library comes from: another release of it compiles anew."""
