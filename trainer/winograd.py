@@ -50,9 +50,14 @@ class _Wide(nn.Module):
         # The switch is the process's, not the thread's: another thread's layers are only slower meanwhile. The
         # context manager for it would also touch a switch that warns on stderr.
         before = bool(torch.backends.mkldnn.enabled)
-        torch.backends.mkldnn.enabled = before and len(inputs) < BATCH_FROM  # type: ignore[assignment]  # a property, to mypy
+        _switch_onednn(before and len(inputs) < BATCH_FROM)
         try:
             outputs: Tensor = self.layer(inputs.contiguous())
         finally:
-            torch.backends.mkldnn.enabled = before  # type: ignore[assignment]  # a property, to mypy
+            _switch_onednn(before)
         return outputs
+
+
+def _switch_onednn(on: bool) -> None:
+    # torch declares a descriptor whose setter has no type, so that mypy wants the descriptor itself assigned.
+    torch.backends.mkldnn.enabled = on  # type: ignore[assignment]

@@ -72,7 +72,7 @@ class _LeavesReplicas(redis.connection.AbstractConnection):
         try:
             return super().read_response(*args, **options)
         except redis.exceptions.ReadOnlyError as error:
-            super().disconnect()  # type: ignore[no-untyped-call]  # untyped in redis-py
+            super().disconnect()  # type: ignore[no-untyped-call]  # and mypy's list of exceptions knows no super()
             raise redis.exceptions.ConnectionError("this server is a read-only replica") from error
 
 

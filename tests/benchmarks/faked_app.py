@@ -50,7 +50,7 @@ class InstantBody(EagerEngine):
 
 
 WIDTH = TINY.shapes()[f"{TINY.head}.weight"][1]
-service.DecoderPool = InstantDecoders  # type: ignore[assignment, misc]  # with the body, all that is faked
-classifier.EagerEngine = InstantBody  # type: ignore[misc]  # likewise
+service.DecoderPool = InstantDecoders  # with the body, all that is faked
+classifier.EagerEngine = InstantBody
 
 __all__ = ["app"]

@@ -42,7 +42,7 @@ def analyse(*words: str) -> "subprocess.CompletedProcess[str]":
 def unit(name: str) -> configparser.SectionProxy:
     """The [Service] section; of options given more than once the last."""
     parser = configparser.ConfigParser(strict=False, interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]  # systemd's names are case-sensitive
+    parser.optionxform = str  # systemd's names are case-sensitive
     parser.read(SHIPPED / name)
     return parser["Service"]
 

@@ -205,7 +205,7 @@ class Desk:
             ban=ban,
             review=False,
             placement=placement,
-            probabilities=odds,  # type: ignore[arg-type]  # pydantic takes the model itself
+            probabilities=odds,
         )
         return Outcome(entry, document)
 
@@ -291,7 +291,7 @@ def test_any_withheld_ban(desk: Desk, opened: bytes, bans: dict[bytes, bytes]) -
     desk.intake.ensure_groups()
     bans.pop(b"#opened", None)
     if bans:
-        desk.redis.hset(bus.WITHHELD, mapping=bans)  # type: ignore[arg-type]  # redis-py types no bytes here
+        desk.redis.hset(bus.WITHHELD, mapping=bans)
     desk.redis.hset(bus.WITHHELD, "#opened", opened)
     [became] = desk.publisher.publish([desk.outcome("real", "risked")])
     assert isinstance(became, Published) and became.result == "withheld"
@@ -391,7 +391,7 @@ def test_any_foreign_document_is_refused_by_the_parser(document: Any, stuffing: 
     """With ValueError and nothing else; a sound document with foreign values in it is no ban that was none."""
     sound = Undecided(
         content_id="c", placement="held", reasons=("unreadable",), weights=None, engine=None, content_sha256=None,
-        frames=0, enqueued_at="2026-11-24T00:00:00.000Z",  # type: ignore[arg-type]  # as documents have it
+        frames=0, enqueued_at="2026-11-24T00:00:00.000Z",  # as documents have it
     )  # fmt: skip
     for text in (json.dumps(document), json.dumps(sound.to_dict() | stuffing)):
         try:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_deadletter import *  # noqa: F403  the same tests, on this module's `broker`
+from tests.integration.test_deadletter import *  # noqa: F403  pytest runs by name what a module holds: the same, on its `broker`
 from tests.integration.test_publish import *  # noqa: F403  likewise
 from tests.support.debian_redis import DebianRedis
 from tests.support.place import Place

@@ -427,7 +427,11 @@ def test_a_batch_goes_through_a_library_in_parts(
     given: list[Tensor] = []
 
     def library(path: Path) -> Callable[[Tensor], Tensor]:
-        return lambda pixels: (given.append(pixels), pixels.float().amax(dim=(2, 3)))[1]
+        def run(pixels: Tensor) -> Tensor:
+            given.append(pixels)
+            return pixels.float().amax(dim=(2, 3))
+
+        return run
 
     monkeypatch.setattr(compiled, "Library", library)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
