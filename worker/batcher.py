@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,12 +25,25 @@ logger = logging.getLogger(__name__)
 # Good batches in a row after which a maximum that was halved for want of memory may grow by half again.
 GROW_AFTER = 200
 
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     frames: Frames
     future: "Future[Scores]"
     since: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Something else than a batch that wants the device for itself."""
+
+    call: Callable[[], Any]
+    future: "Future[Any]"
+
+
+Wanted = TypeVar("Wanted", _Waiting, _Call)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +91,9 @@ class Batcher:
         self._busy_since: float | None = None
         self._broken = False
         self._closed = False
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Waiting | _Call | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # so that nothing is queued behind the end
-        self._held: _Waiting | None = None
+        self._held: _Waiting | _Call | None = None
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self._thread.start()
 
@@ -88,14 +102,15 @@ class Batcher:
 
         The future gives its `Scores`, or raises ContentError (`model_failed`) or, closed or broken, UnavailableError.
         """
-        future: Future[Scores] = Future()
-        with self._lock:
-            closed = self._closed
-            if not closed:
-                self._queue.put(_Waiting(frames, future, time.monotonic()))
-        if closed:
-            future.set_exception(_refusal())
-        return future
+        return self._enqueue(_Waiting(frames, Future(), time.monotonic())).future
+
+    def between(self, call: Callable[[], Result]) -> Result:
+        """Runs a call, no longer than a batch, with the device for itself: between two batches, on the same thread.
+
+        Returns or raises what it does; closed or broken, UnavailableError.
+        """
+        result: Result = self._enqueue(_Call(call, Future())).future.result()
+        return result
 
     def close(self) -> None:
         """Ends the thread after the batch in work; what still waits is refused with UnavailableError.
@@ -113,6 +128,15 @@ class Batcher:
         """Seconds that the batch in work has taken so far; 0 where there is none."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
+
+    def _enqueue(self, wanted: Wanted) -> Wanted:
+        with self._lock:
+            closed = self._closed
+            if not closed:
+                self._queue.put(wanted)
+        if closed:
+            wanted.future.set_exception(_refusal())
+        return wanted
 
     def _run(self) -> None:
         begun: deque[_Begun] = deque()
@@ -154,11 +178,18 @@ class Batcher:
 
     def _gather(self, *, wait: bool) -> list[_Waiting] | None:
         """Everything that waits, up to the maximum; blocks for the first, or is empty. None when closed and empty."""
-        try:
-            first = self._held or self._queue.get(block=wait)
-        except queue.Empty:
-            return []
-        self._held = None
+        while True:
+            try:
+                first = self._held or self._queue.get(block=wait)
+            except queue.Empty:
+                return []
+            self._held = None
+            if not isinstance(first, _Call):
+                break
+            if not wait:  # what is begun comes first
+                self._held = first
+                return []
+            self._run_between(first)
         if first is None:
             return None
         batch, images = [first], len(first.frames)
@@ -170,12 +201,23 @@ class Batcher:
             if waiting is None:
                 self._queue.put(None)
                 break
-            if images + len(waiting.frames) > self._max_images:
+            if isinstance(waiting, _Call) or images + len(waiting.frames) > self._max_images:
                 self._held = waiting
                 break
             batch.append(waiting)
             images += len(waiting.frames)
         return batch
+
+    def _run_between(self, wanted: _Call) -> None:
+        if self._broken or self._closed:
+            wanted.future.set_exception(_refusal())
+            return
+        self._busy_since = time.monotonic()
+        try:
+            wanted.future.set_result(wanted.call())
+        except BaseException as error:
+            wanted.future.set_exception(error)
+        self._busy_since = None
 
     def _score_all(self, batch: list[_Waiting]) -> None:
         if not batch:

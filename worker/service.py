@@ -79,19 +79,9 @@ class Service:
         self._classifier = Classifier(
             store, device=settings.device, precision=settings.precision, threads=settings.torch_thread_count()
         )
-        tuner = Tuner(
-            self._classifier,
-            store,
-            EngineCache(settings.engines_folder(), settings.weights_dir),
-            max_images=settings.max_batch,
-            on_engine=lambda version: self.metrics.engine(version.id, version.engine),
-            on_fallback=lambda engine, reason: self.metrics.engine_fallbacks.labels(engine, reason).inc(),
-        )
         follower = ChampionFollower(store, self._classifier, self.metrics)
         follower.start()
         self._closers.append(follower.stop)
-        tuner.start()
-        self._closers.append(tuner.stop)
         self._decoders = self._start_decoders(settings)
         self._closers.append(self._decoders.close)
         self._on_broken = on_broken
@@ -106,6 +96,17 @@ class Service:
             on_broken=self._give_up,
         )
         self._closers.append(self._batcher.close)
+        tuner = Tuner(
+            self._classifier,
+            store,
+            EngineCache(settings.engines_folder(), settings.weights_dir),
+            max_images=settings.max_batch,
+            between=self._batcher.between,
+            on_engine=lambda version: self.metrics.engine(version.id, version.engine),
+            on_fallback=lambda engine, reason: self.metrics.engine_fallbacks.labels(engine, reason).inc(),
+        )
+        tuner.start()
+        self._closers.append(tuner.stop)
         consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         intake = Intake(client, consumer, settings.takeover_idle_s)
         self._pipeline = Pipeline(

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -261,11 +261,38 @@ def test_a_device_that_cannot_score_a_blank_image_is_broken(
     assert len(device.batches) < 12  # it gave up instead of trying one after the other
 
 
+def test_a_call_between_batches_has_the_device_for_itself(device: Device, batcher: Batcher) -> None:
+    """It waits for what is begun, what comes after waits for it, and it counts as work."""
+    held = hold(device, batcher)
+    after: list[Future[Scores]] = []
+
+    def call() -> tuple[bool, bool, list[int]]:
+        after.append(batcher.submit(picture(3)))
+        return held.done(), batcher.busy_s() > 0, list(device.batches)
+
+    with ThreadPoolExecutor(1) as elsewhere:
+        said = elsewhere.submit(batcher.between, call)
+        device.open.set()
+        assert said.result(PATIENCE_S) == (True, True, [1])
+    assert values(after[0]) == [3]
+
+
+def test_a_call_that_fails_concerns_its_caller_alone(batcher: Batcher) -> None:
+    def call() -> None:
+        raise FloatingPointError("measured nothing")
+
+    with pytest.raises(FloatingPointError, match="measured nothing"):
+        batcher.between(call)
+    assert values(batcher.submit(picture(4))) == [4]
+
+
 def test_close_finishes_the_batch_in_work_and_refuses_what_waits(device: Device) -> None:
     """The forward pass in flight is not thrown away; the others are left to other processes."""
     batcher = Batcher(device.score, max_images=4)
     held = hold(device, batcher)
     waiting = [batcher.submit(picture(value)) for value in range(20)]
+    elsewhere = ThreadPoolExecutor(1)
+    called = elsewhere.submit(batcher.between, lambda: "too late")
     closing = threading.Thread(target=batcher.close)
     closing.start()
     wait_until(lambda: isinstance(failure_now(batcher.submit(picture(1))), UnavailableError), "close has begun")
@@ -275,6 +302,8 @@ def test_close_finishes_the_batch_in_work_and_refuses_what_waits(device: Device)
     assert values(held) == [1]
     assert all(isinstance(failure(future), UnavailableError) for future in waiting)
     assert isinstance(failure(batcher.submit(picture(1))), UnavailableError)
+    assert isinstance(called.exception(PATIENCE_S), UnavailableError)
+    elsewhere.shutdown()
 
 
 def failure_now(future: "Future[Scores]") -> BaseException | None:

@@ -1,5 +1,6 @@
 """Faster engines beside the work: none that lies, fails or is slow gets in, and one that may loses no batch."""
 
+import itertools
 import os
 import threading
 import time
@@ -185,6 +186,21 @@ def test_an_engine_that_is_no_faster_here_does_not_serve(tmp_path: Path) -> None
     bench.tuner.tune(bench.classifier.version)
     assert bench.serving == "cpu-fp32"
     assert bench.fallbacks[-1] == ("cpu-int8", "slower")
+
+
+@pytest.mark.parametrize(("candidate_s", "serves"), [(0.1, "cpu-int8"), (0.2, "cpu-fp32")])
+def test_what_is_timed_between_batches_decides_which_is_faster(tmp_path: Path, candidate_s: float, serves: str) -> None:
+    """Not what an engine takes beside the work, where the one of more layers waits for the other most."""
+    bench = Bench(tmp_path, check=60)
+    bench.slow_s = 0.2  # beside the work, in whatever is not timed
+    seconds = itertools.cycle((candidate_s, 0.15))
+
+    def between(call: Callable[[], float]) -> float:
+        call()
+        return next(seconds)
+
+    Tuner(bench.classifier, bench.store, bench.cache, between=between, build=bench.build).tune(bench.classifier.version)
+    assert bench.serving == serves
 
 
 def test_an_engine_that_cannot_be_built_does_not_serve(tmp_path: Path) -> None:
