@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,9 +82,9 @@ def decoded_at(data: bytes, fraction: int, parameters: Preprocessing) -> np.ndar
     return np.asarray(whole).astype(int)
 
 
-@pytest.mark.parametrize("size", [(1280, 960), (2400, 1600), (4100, 3100)])
+@pytest.mark.parametrize("size", [(1280, 960), (2400, 1600), (4100, 3100), (3277, 2047), (6029, 3391), (3391, 6029)])
 def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(size: tuple[int, int]) -> None:
-    """Decoding a large JPEG at a fraction of its size changes levels by a few steps at most."""
+    """Decoding a large JPEG at a fraction of its size changes levels by a few steps at most, and cuts out the same."""
     data = encoded(noise(60, 40).resize(size, Image.Resampling.BICUBIC), "JPEG", quality=90)
     difference = np.abs(seen(data).frames[0] - decoded_at(data, 1, PREPROCESSING))
     assert difference.max() <= 4
@@ -91,21 +92,23 @@ def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(size: tuple[int, int
 
 
 @pytest.mark.parametrize(
-    ("size", "resize", "fraction"),
+    ("size", "parameters", "fraction"),
     [
-        ((900, 767), 256, 1), ((900, 768), 256, 2), ((768, 900), 256, 2), ((2100, 2047), 256, 2),
-        ((2100, 2048), 256, 4), ((4100, 4095), 256, 4), ((4100, 4096), 256, 8),
-        ((800, 765), 255, 1), ((800, 766), 255, 2),
+        ((900, 767), {}, 1), ((900, 768), {}, 2), ((768, 900), {}, 2), ((4100, 4095), {}, 2), ((4100, 4096), {}, 4),
+        ((800, 764), {"resize": 255}, 1), ((800, 765), {"resize": 255}, 2),
+        ((2050, 2047), {"resize": 64, "crop": 56}, 4), ((2050, 2048), {"resize": 64, "crop": 56}, 8),
+        ((1100, 1023), {"jpeg_margins": (2.0, 2.0)}, 1), ((1100, 1024), {"jpeg_margins": (2.0, 2.0)}, 2),
+        ((2100, 2047), {"jpeg_margins": (2.0, 2.0)}, 2), ((2100, 2048), {"jpeg_margins": (2.0, 2.0)}, 4),
+        ((4100, 4095), {"jpeg_margins": (2.0, 2.0)}, 4), ((4100, 4096), {"jpeg_margins": (2.0, 2.0)}, 8),
     ],
 )  # fmt: skip
-def test_at_what_fraction_a_jpeg_is_decoded(size: tuple[int, int], resize: int, fraction: int) -> None:
-    """At half where 1.5 times the pixels needed remain, at 1/4 and 1/8 where twice as many do."""
+def test_at_what_fraction_a_jpeg_is_decoded(size: tuple[int, int], parameters: dict[str, Any], fraction: int) -> None:
+    """At half where 1.5 times the pixels needed remain, at 1/4 and 1/8 where four times as many do, by default."""
     data = encoded(noise(*size), "JPEG", quality=90)
-    parameters = Preprocessing(resize=resize)
-    given = decode(data, parameters, LIMITS).frames[0]
-    assert np.abs(given - decoded_at(data, fraction, parameters)).max() <= 1
-    other = 2 if fraction == 1 else fraction // 2
-    assert np.abs(given - decoded_at(data, other, parameters)).max() > 1
+    preprocessing = Preprocessing(**parameters)
+    given = decode(data, preprocessing, LIMITS).frames[0]
+    beside = {at: np.abs(given - decoded_at(data, at, preprocessing)).mean() for at in (1, 2, 4, 8)}
+    assert min(beside, key=lambda at: beside[at]) == fraction, beside
 
 
 @pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
@@ -340,12 +343,25 @@ def test_preprocessing_reads_back_what_it_writes() -> None:
         {"interpolation": "nearest"},
         {"max_frames": 0},
         {"gamma": 2.2},
+        {"jpeg_margins": [1.5]},
+        {"jpeg_margins": [0.5, 1.0]},
+        {"jpeg_margins": [2.0, 1.5]},
+        {"jpeg_margins": [1.0, 65.0]},
+        {"jpeg_margins": [float("nan"), 2.0]},
     ],
 )
 def test_preprocessing_that_cannot_be_served_is_refused(change: dict[str, object]) -> None:
     """An unknown field or value never becomes a silently different picture."""
     with pytest.raises(WeightsError):
         Preprocessing.from_json({**PREPROCESSING.to_json(), **change})
+
+
+def test_a_version_from_before_a_jpeg_had_margins_keeps_its_form_and_its_pixels() -> None:
+    """Its id follows from the form, and it was fitted on JPEGs decoded at half where twice the pixels remain."""
+    before = Preprocessing().to_json()
+    del before["jpeg_margins"]
+    read = Preprocessing.from_json(before)
+    assert (read.to_json(), read.jpeg_margins) == (before, (2.0, 2.0))
 
 
 def test_a_missing_field_is_refused() -> None:

@@ -31,15 +31,8 @@ gain maps, which nobody is shown."""
 
 _RESAMPLING: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
-_HALF_FACTOR: Final = 1.5
-_DRAFT_FACTOR: Final = 2
-"""A JPEG is decoded at half its size as long as 1.5 times `resize` remains, at 1/4 or 1/8 as long as twice.
-
-What is left is then scaled by its own antialiasing filter, and the less that has to do the sharper the picture comes
-out. These change a picture less than saving it at another JPEG quality does, which 1.5 at 1/4 does not (measured on 461
-photographs and renderings, tests/benchmarks/RESULTS.md). Others are another preprocessing: raise `SCHEMA` in
-trainer/cache.py, and fit versions again.
-"""
+_MARGINS_BEFORE: Final = (2.0, 2.0)
+"""Of versions whose manifest does not say `jpeg_margins`: they were fitted by code that knew no others."""
 
 _SHORTEST_MS: Final = 10.0
 _REPLACED_MS: Final = 100.0
@@ -54,7 +47,11 @@ class Preprocessing:
     """How a picture becomes a network's input; part of a version's identity. The defaults are ImageNet's.
 
     `resize` and `crop` are pixels, `mean` and `std` refer to RGB in 0..1, `max_frames` is how many frames of an
-    animation are judged. Raises WeightsError for values that this code cannot serve.
+    animation are judged. A JPEG is decoded at 1/2 of its size as long as the first of `jpeg_margins` times `resize`
+    remains of its shorter side, at 1/4 or 1/8 as long as the second does: what is left is scaled by an antialiasing
+    filter, and the less that has to do the sharper the picture comes out. The defaults change a picture no more than
+    saving it at another JPEG quality does, which less of a margin does not (measured on photographs and renderings,
+    tests/benchmarks/RESULTS.md). Raises WeightsError for values that this code cannot serve.
     """
 
     resize: int = 256
@@ -63,6 +60,7 @@ class Preprocessing:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
     max_frames: int = 8
+    jpeg_margins: tuple[float, float] = (1.5, 4.0)
 
     def __post_init__(self) -> None:
         whole = (self.resize, self.crop, self.max_frames)
@@ -79,17 +77,25 @@ class Preprocessing:
             raise _not_supported("std must be greater than 0")
         if self.interpolation not in _RESAMPLING:
             raise _not_supported(f"interpolation {self.interpolation!r} is none of {', '.join(_RESAMPLING)}")
+        if len(self.jpeg_margins) != 2 or not all(type(value) is float for value in self.jpeg_margins):
+            raise _not_supported("jpeg_margins must be two numbers")
+        if not 1 <= self.jpeg_margins[0] <= self.jpeg_margins[1] <= 64:
+            raise _not_supported("jpeg_margins must be from 1 to 64, and the second no less than the first")
 
     def to_json(self) -> dict[str, Any]:
         """The form that stands in a manifest; `from_json` reads it back to an equal value."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        document = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        if self.jpeg_margins == _MARGINS_BEFORE:
+            del document["jpeg_margins"]  # as it was written before there was such a field, for it decides the id
+        return document
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Preprocessing":
         """The preprocessing in a manifest. WeightsError where a field is missing, unknown, or not supported."""
+        document = {"jpeg_margins": _MARGINS_BEFORE, **document}
         if odd := document.keys() ^ {field.name for field in fields(cls)}:
             raise _not_supported(f"its field {min(map(str, odd))!r} is missing or unknown")
-        return cls(**{**document, "mean": _floats(document["mean"]), "std": _floats(document["std"])})
+        return cls(**document | {name: _floats(name, document[name]) for name in ("mean", "std", "jpeg_margins")})
 
 
 @dataclass(frozen=True)
@@ -163,21 +169,21 @@ def _decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> 
     chosen = frames_to_judge(durations, preprocessing.max_frames)
     with _open(data, limits) as image:
         # Twice, because only the last frame tells how long it all takes and keeping all frames may not fit.
-        if image_format == "JPEG":
-            side = _draft_side(image, preprocessing.resize)
-            image.draft(None, (side, side))
+        divisor = _divisor(min(image.size), preprocessing) if image_format == "JPEG" else 1
+        image.draft(None, (image.width // divisor, image.height // divisor))
         frames = [
-            _input(frame, preprocessing)
+            _input(frame, preprocessing, (width, height) if divisor > 1 else None, divisor)
             for index, frame in enumerate(_each_frame(image, chosen[-1] + 1, limits))
             if index in chosen
         ]
     return Decoded(np.stack(frames), image_format, width, height)
 
 
-def _draft_side(image: Image.Image, resize: int) -> int:
-    """How much of each side must remain when a JPEG is decoded at a fraction of its size."""
-    in_full = min(image.size) < 2 * _DRAFT_FACTOR * resize
-    return math.ceil((_HALF_FACTOR if in_full else _DRAFT_FACTOR) * resize)
+def _divisor(shorter: int, preprocessing: Preprocessing) -> int:
+    """By how much a JPEG's sides are divided while it is decoded."""
+    half, quarter = preprocessing.jpeg_margins
+    margins = {8: quarter, 4: quarter, 2: half}
+    return next((by for by, margin in margins.items() if shorter >= by * margin * preprocessing.resize), 1)
 
 
 def _open(data: bytes, limits: DecodeLimits) -> Image.Image:
@@ -206,24 +212,27 @@ def _duration_ms(frame: Image.Image) -> float:
     return float(duration) if isinstance(duration, int | float) and math.isfinite(duration) else 0.0
 
 
-def _input(frame: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+def _input(
+    frame: Image.Image, preprocessing: Preprocessing, shown: tuple[int, int] | None, divisor: int
+) -> npt.NDArray[np.uint8]:
     """Upright, RGB, the shorter side scaled to `resize`, the centre `crop` by `crop`: uint8 [crop, crop, 3].
 
     The same pixels as torchvision's Resize and CenterCrop on a Pillow image. Only what the crop shows is scaled:
-    1 x 60,000 pixels would otherwise become 256 x 15,360,000.
+    1 x 60,000 pixels would otherwise become 256 x 15,360,000. What is cut out of a picture decoded at a fraction
+    follows from the sides `shown`, for its own are rounded up, and the crop would lie up to a pixel beside.
     """
     rgb = pixels.to_rgb(pixels.upright(frame))
-    width, height = rgb.size
-    shorter = min(width, height)
+    sides = shown or rgb.size
+    shorter = min(sides)
     box = []
-    for side in (width, height):
+    for side in sides:
         scaled = preprocessing.resize * side // shorter
         first = round((scaled - preprocessing.crop) / 2)
-        box.append((first * side / scaled, (first + preprocessing.crop) * side / scaled))
+        box.append([at * side / scaled / divisor for at in (first, first + preprocessing.crop)])
     (left, right), (top, bottom) = box
     size = (preprocessing.crop, preprocessing.crop)
     resampling = _RESAMPLING[preprocessing.interpolation]
-    return np.asarray(rgb.resize(size, resampling, box=(left, top, min(right, width), min(bottom, height))))
+    return np.asarray(rgb.resize(size, resampling, box=(left, top, min(right, rgb.width), min(bottom, rgb.height))))
 
 
 @functools.cache
@@ -250,9 +259,9 @@ def _claims_a_format(data: bytes) -> bool:
     return any(accept is not None and accept(data[:16]) is True for accept in accepts)
 
 
-def _floats(values: Any) -> tuple[float, ...]:
+def _floats(name: str, values: Any) -> tuple[float, ...]:
     if not isinstance(values, list | tuple) or not all(type(value) in (int, float) for value in values):
-        raise _not_supported("mean and std must be lists of numbers")
+        raise _not_supported(f"{name} must be a list of numbers")
     return tuple(float(value) for value in values)
 
 
