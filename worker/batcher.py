@@ -1,11 +1,10 @@
 """Gathers the frames of many pictures into one forward pass: all that waits, up to a maximum, no timer.
 
-Frames go in, each picture's own probabilities come out. Knows no IDs, Redis, torch or verdicts. One bad picture
-never takes its batch along: a batch that fails is split until the bad one is alone.
+Frames go in, each picture's own probabilities come out; what becomes of a batch that fails is `scorer`'s. Knows no
+IDs, Redis, torch or verdicts.
 """
 
 import contextlib
-import logging
 import queue
 import threading
 import time
@@ -17,22 +16,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from worker.classifier import Frames, OutOfDeviceMemoryError, Scores
-from worker.errors import ContentError, UnavailableError
-
-logger = logging.getLogger(__name__)
-
-# Good batches in a row after which a maximum that was halved for want of memory may grow by half again.
-GROW_AFTER = 200
+from worker.classifier import Frames, Scores
+from worker.errors import UnavailableError
+from worker.scorer import Scorer, Waiting, refusal
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    frames: Frames
-    future: "Future[Scores]"
-    since: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +31,14 @@ class _Call:
     future: "Future[Any]"
 
 
-Wanted = TypeVar("Wanted", _Waiting, _Call)
+Wanted = TypeVar("Wanted", Waiting, _Call)
 
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
     """A batch since `started`; `scores` waits for the device, or is None where nothing was handed to it yet."""
 
-    batch: list[_Waiting]
+    batch: list[Waiting]
     started: float
     scores: Callable[[], Scores] | None
 
@@ -79,21 +67,17 @@ class Batcher:
         on_batch: Callable[[int, Sequence[float], float], None] = lambda images, waits, forward: None,
         on_broken: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
-        self._score = score
+        self._scorer = Scorer(score, max_images, on_broken)
         self._begin_score = begin if in_flight > 1 else None
         self._in_flight = in_flight
         self._closing_s = closing_s
-        self._most = max_images
-        self._max_images = max_images
-        self._good = 0
         self._on_batch = on_batch
         self._on_broken = on_broken
         self._busy_since: float | None = None
-        self._broken = False
         self._closed = False
-        self._queue: queue.SimpleQueue[_Waiting | _Call | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Waiting | _Call | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # so that nothing is queued behind the end
-        self._held: _Waiting | _Call | None = None
+        self._held: Waiting | _Call | None = None
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self._thread.start()
 
@@ -102,7 +86,7 @@ class Batcher:
 
         The future gives its `Scores`, or raises ContentError (`model_failed`) or, closed or broken, UnavailableError.
         """
-        return self._enqueue(_Waiting(frames, Future(), time.monotonic())).future
+        return self._enqueue(Waiting(frames, Future(), time.monotonic())).future
 
     def between(self, call: Callable[[], Result]) -> Result:
         """Runs a call, no longer than a batch, with the device for itself: between two batches, on the same thread.
@@ -118,7 +102,7 @@ class Batcher:
         A batch that does not end is reported to `on_broken`: no thread can be ended from outside.
         """
         with self._lock:
-            self._closed = True
+            self._closed = self._scorer.refusing = True
             self._queue.put(None)
         self._thread.join(self._closing_s)
         if self._thread.is_alive():
@@ -135,7 +119,7 @@ class Batcher:
             if not closed:
                 self._queue.put(wanted)
         if closed:
-            wanted.future.set_exception(_refusal())
+            wanted.future.set_exception(refusal())
         return wanted
 
     def _run(self) -> None:
@@ -152,12 +136,12 @@ class Batcher:
             self._finish(last)
         self._busy_since = None
 
-    def _begin(self, batch: list[_Waiting], started: float) -> _Begun:
+    def _begin(self, batch: list[Waiting], started: float) -> _Begun:
         """Hands a batch to the device where that needs no care; what fails here is tried again, with care."""
         batch = [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
         scores = None
         images = sum(len(waiting.frames) for waiting in batch)
-        if self._begin_score and 0 < images <= self._max_images and not (self._broken or self._closed):
+        if self._begin_score and 0 < images <= self._scorer.max_images and not self._scorer.refusing:
             with contextlib.suppress(Exception):
                 scores = self._begin_score(np.concatenate([waiting.frames for waiting in batch]))
         return _Begun(batch, started, scores)
@@ -168,15 +152,14 @@ class Batcher:
             with contextlib.suppress(Exception):
                 scores = begun.scores()
         if scores is not None:
-            self._grow()
-            _deal_out(batch, scores)
+            self._scorer.deal_out(batch, scores)
         else:
-            self._score_all(batch)
+            self._scorer.score_all(batch)
         seconds = time.monotonic() - begun.started
         images = sum(len(waiting.frames) for waiting in batch)
         self._on_batch(images, [begun.started - waiting.since for waiting in batch], seconds)
 
-    def _gather(self, *, wait: bool) -> list[_Waiting] | None:
+    def _gather(self, *, wait: bool) -> list[Waiting] | None:
         """Everything that waits, up to the maximum; blocks for the first, or is empty. None when closed and empty."""
         while True:
             try:
@@ -193,7 +176,7 @@ class Batcher:
         if first is None:
             return None
         batch, images = [first], len(first.frames)
-        while images < self._max_images:
+        while images < self._scorer.max_images:
             try:
                 waiting = self._queue.get_nowait()
             except queue.Empty:
@@ -201,7 +184,7 @@ class Batcher:
             if waiting is None:
                 self._queue.put(None)
                 break
-            if isinstance(waiting, _Call) or images + len(waiting.frames) > self._max_images:
+            if isinstance(waiting, _Call) or images + len(waiting.frames) > self._scorer.max_images:
                 self._held = waiting
                 break
             batch.append(waiting)
@@ -209,8 +192,8 @@ class Batcher:
         return batch
 
     def _run_between(self, wanted: _Call) -> None:
-        if self._broken or self._closed:
-            wanted.future.set_exception(_refusal())
+        if self._scorer.refusing:
+            wanted.future.set_exception(refusal())
             return
         self._busy_since = time.monotonic()
         try:
@@ -218,80 +201,3 @@ class Batcher:
         except BaseException as error:
             wanted.future.set_exception(error)
         self._busy_since = None
-
-    def _score_all(self, batch: list[_Waiting]) -> None:
-        if not batch:
-            return
-        if self._broken or self._closed:
-            self._refuse(batch)
-            return
-        try:
-            scores = self._in_chunks(np.concatenate([waiting.frames for waiting in batch]))
-        except OutOfDeviceMemoryError:
-            self._score_all_smaller(batch)
-        except Exception as error:
-            self._split(batch, error)
-        else:
-            self._grow()
-            _deal_out(batch, scores)
-
-    def _in_chunks(self, frames: Frames) -> Scores:
-        if len(frames) <= self._max_images:
-            return self._score(frames)
-        parts = [self._score(frames[at : at + self._max_images]) for at in range(0, len(frames), self._max_images)]
-        if any(part.version is not parts[0].version for part in parts):
-            return self._in_chunks(frames)  # a new champion came between: one picture is judged by one version
-        return Scores(np.concatenate([part.probabilities for part in parts]), parts[0].version)
-
-    def _score_all_smaller(self, batch: list[_Waiting]) -> None:
-        if self._max_images == 1:
-            self._declare_broken(batch, OutOfDeviceMemoryError("Not even one image fits on the device."))
-            return
-        self._max_images = max(1, self._max_images // 2)
-        self._good = 0
-        logger.warning("out of memory on the device: at most %d images a batch from now on", self._max_images)
-        middle = max(1, len(batch) // 2)
-        for part in (batch[:middle], batch[middle:]):
-            self._score_all(part)
-
-    def _grow(self) -> None:
-        self._good += 1
-        if self._max_images < self._most and self._good >= GROW_AFTER:
-            self._max_images = min(self._most, self._max_images + max(1, self._max_images // 2))
-            self._good = 0
-
-    def _split(self, batch: list[_Waiting], error: Exception) -> None:
-        if len(batch) > 1:
-            middle = len(batch) // 2
-            self._score_all(batch[:middle])
-            self._score_all(batch[middle:])
-            return
-        logger.warning("a picture cannot be scored: %s: %s", type(error).__name__, error)
-        try:
-            self._score(np.zeros_like(batch[0].frames[:1]))
-        except Exception as blank_error:
-            self._declare_broken(batch, blank_error)
-            return
-        batch[0].future.set_exception(ContentError("model_failed", f"The network failed: {type(error).__name__}."))
-
-    def _declare_broken(self, batch: list[_Waiting], error: BaseException) -> None:
-        logger.critical("the device cannot even score a blank image (%s): this process gives up", error)
-        self._broken = True
-        self._on_broken(error)  # first: who waits for these would go on to others
-        self._refuse(batch)
-
-    def _refuse(self, batch: list[_Waiting]) -> None:
-        for waiting in batch:
-            waiting.future.set_exception(_refusal())
-
-
-def _deal_out(batch: Sequence[_Waiting], scores: Scores) -> None:
-    start = 0
-    for waiting in batch:
-        end = start + len(waiting.frames)
-        waiting.future.set_result(Scores(scores.probabilities[start:end], scores.version))
-        start = end
-
-
-def _refusal() -> UnavailableError:
-    return UnavailableError("This process scores nothing any more; others will.")

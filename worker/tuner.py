@@ -2,31 +2,27 @@
 is not used.
 
 One thread at a lower priority: version in service ─► candidates ─► build ─► faster here? ─► agrees with fp32 on the
-pictures kept with the version and, where those are too few, on what is being judged? ─► `Classifier.use`. Knows no
-content IDs, queues or metrics.
+pictures kept with the version and, where those are too few, on what is being judged (`comparison`)? ─►
+`Classifier.use`. Knows no content IDs, queues or metrics.
 """
 
 import logging
 import math
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from worker.classifier import Classifier, Version
+from worker.comparison import Candidate, Comparison
 from worker.errors import ModerationError, UnavailableError
-from worker.evidence import Evidence
-from worker.model import check_pictures
 from worker.model import network as networks
-from worker.model.agreement import RULES, Agreement, Labels
+from worker.model.agreement import RULES
 from worker.model.compiled import EngineCache, EngineError
 from worker.model.engine import EagerEngine, Engine, Frames, Head
 from worker.model.manifest import Manifest
@@ -43,11 +39,6 @@ TIMED_FRAMES: Final = 16
 TIMED_ROUNDS: Final = 3
 FASTER: Final = 0.95
 """A candidate must take at most this share of the time: a smaller gain is not worth its memory."""
-
-COMPARED_FRAMES: Final = 16
-SAVE_EVERY: Final = 200
-BATCHES_WAITING: Final = 2
-"""Scored batches that may wait to be compared; more are let go, so that memory stays bounded."""
 
 Build = Callable[[Version, str], Engine]
 
@@ -82,15 +73,13 @@ class Tuner:
         on_fallback: Callable[[str, str], None] = lambda engine, reason: None,
     ) -> None:
         self._classifier = classifier
-        self._store = store
         self._cache = cache
         self._max_images = max_images
         self._between = between
         self._build = build or self._build_from_cache
         self._on_engine = on_engine
         self._on_fallback = on_fallback
-        self._judged: dict[tuple[str, str], Evidence] = {}
-        self._offered: queue.Queue[tuple[Frames, Tensor | None]] = queue.Queue(BATCHES_WAITING)
+        self._comparison = Comparison(classifier, store, cache, self._check_current)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tuner", daemon=True)
         classifier.accepts = self._accepts
@@ -123,7 +112,7 @@ class Tuner:
 
     def tune(self, version: Version) -> None:
         """Tries what may be faster for this version, in turn; what fails is reported, never raised."""
-        self._judged = {key: evidence for key, evidence in self._judged.items() if key[0] == version.body}
+        self._comparison.forget_others(version)
         for precision in self._candidates(self._serving(version)):
             name = f"{self._classifier.device.type}-{precision}"
             try:
@@ -136,8 +125,6 @@ class Tuner:
                 # Never fatal: what serves goes on.
                 said = str(error) if isinstance(error, ModerationError) else repr(error)
                 self._fall_back(version, name, "build_failed", said)
-            finally:
-                self._classifier.watcher = None
 
     def _candidates(self, serving: Version) -> tuple[str, ...]:
         """Precisions to try, slow to fast; none up to one taken over from the version before (see `_accepts`)."""
@@ -159,16 +146,13 @@ class Tuner:
             return
         if not self._faster(engine, self._serving(version).runner, version):
             raise EngineError("slower", "it is no faster than what serves on this machine")
-        evidence = self._evidence(version, name, precision)
-        reference = self._classifier.reference(version)
-        self._compare_kept(version, engine, reference, evidence)
-        path, rule = self._evidence_path(version, precision), RULES[precision]
-        agreement = evidence.judge(rule, version.head, version.manifest.ban_threshold)
-        evidence.save(path)
+        candidate = Candidate(version, precision, engine, self._classifier.reference(version))
+        agreement = self._comparison.on_kept(candidate)
         if agreement.refusal == "too_few_pictures":
-            said = f"compared on {agreement.pictures} pictures of {rule.pictures_min}, the rest from what is judged"
+            enough = RULES[precision].pictures_min
+            said = f"compared on {agreement.pictures} pictures of {enough}, the rest from what is judged"
             self._fall_back(version, name, agreement.refusal, said)
-            agreement = self._compare_live(version, engine, reference, evidence, precision)
+            agreement = self._comparison.on_live(candidate)
         shown = f"{agreement.flips} of {agreement.clear_pictures} clear labels flipped, {agreement.pictures} pictures"
         if agreement.refusal is not None:
             raise EngineError(agreement.refusal, shown)
@@ -207,62 +191,11 @@ class Tuner:
         )  # fmt: skip
         return best[engine] <= FASTER * best[serving]
 
-    def _evidence(self, version: Version, name: str, precision: str) -> Evidence:
-        key = (version.body, name)
-        if key not in self._judged:
-            width = version.head.weight.shape[1]
-            self._judged[key] = Evidence.load(self._evidence_path(version, precision), width)
-        return self._judged[key]
-
-    def _evidence_path(self, version: Version, precision: str) -> Path:
-        self._cache.check_folder()
-        key = self._cache.key(version.manifest, version.body, precision)
-        return self._cache.folder / f"{key}.{self._classifier.device.type}.evidence.safetensors"
-
-    def _compare_kept(self, version: Version, engine: Engine, reference: Engine, evidence: Evidence) -> None:
-        frames, labels = check_pictures.read(self._store, version.manifest)
-        for start in range(0, len(frames), COMPARED_FRAMES):
-            part = slice(start, start + COMPARED_FRAMES)
-            _compare(engine, reference, evidence, frames[part], None, labels[part])
-            self._check_current(version)
-
-    def _compare_live(
-        self, version: Version, engine: Engine, reference: Engine, evidence: Evidence, precision: str
-    ) -> Agreement:
-        rule, saved = RULES[precision], len(evidence)
-        path = self._evidence_path(version, precision)
-
-        def offer(scored: Version, frames: Frames, features: Tensor) -> None:
-            if scored.body == version.body and not self._offered.full():
-                self._offered.put_nowait((frames, features.cpu() if scored.runner is reference else None))
-
-        while not self._offered.empty():
-            self._offered.get_nowait()
-        self._classifier.watcher = offer
-        while True:
-            self._check_current(version)
-            try:
-                frames, features = self._offered.get(timeout=LOOK_EVERY_S)
-            except queue.Empty:
-                continue
-            _compare(engine, reference, evidence, frames, features, None)
-            agreement = evidence.judge(rule, version.head, version.manifest.ban_threshold)
-            if agreement.refusal != "too_few_pictures" or len(evidence) >= saved + SAVE_EVERY:
-                evidence.save(path)
-                saved = len(evidence)
-            if agreement.refusal != "too_few_pictures":
-                return agreement
-
     def _accepts(self, engine: Engine, manifest: Manifest, head: Head) -> bool:
         """Whether the engine in service may serve a version with another last layer: judged anew, on what is kept."""
         if self._classifier.precision != "auto":
             return True
-        serving = self._classifier.version
-        precision = engine.name.rpartition("-")[2]
-        evidence = self._judged.get((serving.body, engine.name)) if serving is not None else None
-        if evidence is None or precision not in RULES:
-            return False
-        return evidence.judge(RULES[precision], head, manifest.ban_threshold).refusal is None
+        return self._comparison.accepts(engine, manifest, head)
 
     def _put(self, version: Version, engine: Engine, shown: str) -> None:
         if not self._classifier.use(engine, version.id):
@@ -290,22 +223,3 @@ def _seconds(engine: Engine, frames: Frames) -> float:
         started = time.perf_counter()
         engine.features(frames).cpu()
         return time.perf_counter() - started
-
-
-def _compare(
-    engine: Engine,
-    reference: Engine,
-    evidence: Evidence,
-    frames: Frames,
-    features: Tensor | None,
-    labels: Labels | None,
-) -> None:
-    """Adds what is new among the frames; `features` are the reference's where it has scored them already."""
-    new = evidence.news(frames)
-    if len(new) == 0:
-        return
-    fresh = np.ascontiguousarray(frames[new])
-    with torch.inference_mode():
-        expected = reference.features(fresh).cpu() if features is None else features[torch.from_numpy(new)]
-        given = engine.features(fresh).cpu()
-    evidence.add(fresh, expected.numpy(), given.numpy(), None if labels is None else labels[new])

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.waiting import wait_until
-from worker.batcher import GROW_AFTER, Batcher
+from worker.batcher import Batcher
 from worker.classifier import Frames, OutOfDeviceMemoryError, Scores
 from worker.errors import ContentError, UnavailableError
+from worker.scorer import GROW_AFTER
 
 SIDE = 4
 BAD = 255  # a frame of this value makes the network fail

@@ -309,7 +309,7 @@ def test_a_new_last_layer_takes_the_engine_over_without_building(tmp_path: Path)
     bench.tuner.tune(bench.classifier.version)
     assert (bench.serving, bench.built) == ("cpu-int8", built)
     third = publish_colours(bench.store, sharpness=-5.0, ban_threshold=None, ranges=True, check=bench.check)
-    for evidence in bench.tuner._judged.values():
+    for evidence in bench.tuner._comparison._judged.values():
         evidence._candidate = list(np.roll(np.stack(evidence._candidate), 1, axis=1))
     assert bench.classifier.load(third).engine == "cpu-fp32"
 
