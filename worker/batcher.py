@@ -173,6 +173,7 @@ class Batcher:
                 self._held = first
                 return []
             self._run_between(first)
+            first = None  # the call may hold an engine that is to be let go
         if first is None:
             return None
         batch, images = [first], len(first.frames)

@@ -95,7 +95,6 @@ class Service:
             on_batch=self._on_batch,
             on_broken=self._give_up,
         )
-        self._closers.append(self._batcher.close)
         tuner = Tuner(
             self._classifier,
             store,
@@ -106,7 +105,8 @@ class Service:
             on_fallback=lambda engine, reason: self.metrics.engine_fallbacks.labels(engine, reason).inc(),
         )
         tuner.start()
-        self._closers.append(tuner.stop)
+        # The batcher closes first and says so where a pass hangs, which the tuner may be waiting for.
+        self._closers += [tuner.stop, self._batcher.close]
         consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         intake = Intake(client, consumer, settings.takeover_idle_s)
         self._pipeline = Pipeline(

@@ -35,7 +35,6 @@ NICENESS: Final = 10
 """Of this thread and those that multiply for it: the work in service goes first."""
 
 TIMED_FRAMES: Final = 16
-"""No more than a batch, for the work in service waits meanwhile."""
 TIMED_ROUNDS: Final = 3
 FASTER: Final = 0.95
 """A candidate must take at most this share of the time: a smaller gain is not worth its memory."""
@@ -53,7 +52,7 @@ class Tuner:
     Args:
         classifier: whose engine is to be replaced; says the device and the precision that was asked for.
         cache: compiled engines and what they were compared on.
-        max_images: in one forward pass; what a GPU's engine is prepared for.
+        max_images: in one forward pass; what a GPU's engine is prepared for, and how many are timed at most.
         between: runs a call with the device for itself, no batch beside it, and returns what it does.
         build: makes an engine for a version in a precision, EngineError where it cannot; from `cache` if None.
         on_engine: told the version once another engine serves it.
@@ -173,7 +172,8 @@ class Tuner:
         """Timed with no batch beside: two passes on one set of cores hold each other up at every layer, and the one
         of more layers, as in int8, most."""
         crop = version.preprocessing.crop
-        frames = np.random.default_rng(0).integers(0, 256, (TIMED_FRAMES, crop, crop, 3), np.uint8)
+        count = min(TIMED_FRAMES, self._max_images)  # no more than a batch, for the work in service waits meanwhile
+        frames = np.random.default_rng(0).integers(0, 256, (count, crop, crop, 3), np.uint8)
         best = {engine: math.inf, serving: math.inf}
         for timed in best:
             _seconds(timed, frames)  # sets up kernels, and may take longer than a batch
@@ -186,8 +186,8 @@ class Tuner:
                     raise _SupersededError from None
                 self._check_current(version)
         logger.info(
-            "%s: %.1f images/s beside %s: %.1f", engine.name, TIMED_FRAMES / best[engine],
-            serving.name, TIMED_FRAMES / best[serving],
+            "%s: %.1f images/s beside %s: %.1f", engine.name, count / best[engine],
+            serving.name, count / best[serving],
         )  # fmt: skip
         return best[engine] <= FASTER * best[serving]
 

@@ -262,20 +262,24 @@ def test_a_device_that_cannot_score_a_blank_image_is_broken(
     assert len(device.batches) < 12  # it gave up instead of trying one after the other
 
 
-def test_a_call_between_batches_has_the_device_for_itself(device: Device, batcher: Batcher) -> None:
-    """It waits for what is begun, what comes after waits for it, and it counts as work."""
-    held = hold(device, batcher)
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_a_call_between_batches_has_the_device_for_itself(device: Device, in_flight: int) -> None:
+    """It waits for what was begun, what comes after waits for it, and it counts as work."""
+    batcher = Batcher(device.score, begin=device.begin, in_flight=in_flight, max_images=1)
+    before = [hold(device, batcher), batcher.submit(picture(2))]
     after: list[Future[Scores]] = []
 
-    def call() -> tuple[bool, bool, list[int]]:
+    def call() -> tuple[list[bool], bool, list[int]]:
         after.append(batcher.submit(picture(3)))
-        return held.done(), batcher.busy_s() > 0, list(device.batches)
+        return [future.done() for future in before], batcher.busy_s() > 0, list(device.batches)
 
     with ThreadPoolExecutor(1) as elsewhere:
         said = elsewhere.submit(batcher.between, call)
+        wait_until(lambda: batcher._queue.qsize() == 2, "the call waits behind the second picture")
         device.open.set()
-        assert said.result(PATIENCE_S) == (True, True, [1])
+        assert said.result(PATIENCE_S) == ([True, True], True, [1, 1])
     assert values(after[0]) == [3]
+    batcher.close()
 
 
 def test_a_call_that_fails_concerns_its_caller_alone(batcher: Batcher) -> None:
