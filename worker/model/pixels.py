@@ -1,4 +1,4 @@
-"""One loaded picture of any of Pillow's modes, as it is shown: upright, RGB, on white. Knows no formats or frames."""
+"""One loaded picture of any of Pillow's modes, as it is shown: RGB, on white, upright. Knows no formats or frames."""
 
 import struct
 from typing import Final
@@ -43,10 +43,15 @@ def orientation(image: Image.Image) -> int:
     return value if value in _UPRIGHT else 1
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """`image` as it is shown: turned and mirrored as its EXIF block says."""
-    method = _UPRIGHT[orientation(image)]
+def upright(image: Image.Image, orientation: int) -> Image.Image:
+    """`image` as it is shown: turned and mirrored as an EXIF orientation says."""
+    method = _UPRIGHT[orientation]
     return image if method is None else image.transpose(method)
+
+
+def reverses(orientation: int) -> tuple[bool, bool]:
+    """Whether columns and rows, as stored, are shown from their end to their beginning, along whichever side."""
+    return orientation in (2, 3, 7, 8), orientation in (3, 4, 6, 7)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -1,7 +1,7 @@
 """Bytes of a picture in, uint8 frames of a fixed size out: the one preprocessing that trainer and worker share.
 
-    bytes -> open (listed formats, size checked) -> frames spread over time -> upright -> RGB on white
-          -> shorter side to `resize`, centre cut out -> uint8 [frames, crop, crop, 3]
+    bytes -> open (listed formats, size checked) -> frames spread over time -> RGB on white
+          -> shorter side to `resize`, centre cut out -> upright -> uint8 [frames, crop, crop, 3]
 
 Pure code on untrusted bytes. Knows nothing of IDs, processes, time limits or networks, and never imports torch.
 Whatever Pillow and its libraries raise ends in `decode` as a ContentError.
@@ -32,7 +32,7 @@ gain maps, which nobody is shown."""
 _RESAMPLING: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 _MARGINS_BEFORE: Final = (2.0, 2.0)
-"""Of versions whose manifest does not say `jpeg_margins`: they were fitted by code that knew no others."""
+"""Of versions whose manifest does not say `jpeg_margins`."""
 
 _SHORTEST_MS: Final = 10.0
 _REPLACED_MS: Final = 100.0
@@ -49,9 +49,9 @@ class Preprocessing:
     `resize` and `crop` are pixels, `mean` and `std` refer to RGB in 0..1, `max_frames` is how many frames of an
     animation are judged. A JPEG is decoded at 1/2 of its size as long as the first of `jpeg_margins` times `resize`
     remains of its shorter side, at 1/4 or 1/8 as long as the second does: what is left is scaled by an antialiasing
-    filter, and the less that has to do the sharper the picture comes out. The defaults change a picture no more than
-    saving it at another JPEG quality does, which less of a margin does not (measured on photographs and renderings,
-    tests/benchmarks/RESULTS.md). Raises WeightsError for values that this code cannot serve.
+    filter, and the less that has to do the sharper the picture comes out. At the defaults a picture changes about as
+    much as by saving it at another JPEG quality, or less (measured on photographs and renderings,
+    tests/benchmarks/RESULTS.md); below them more. Raises WeightsError for values that this code cannot serve.
     """
 
     resize: int = 256
@@ -170,9 +170,10 @@ def _decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> 
     with _open(data, limits) as image:
         # Twice, because only the last frame tells how long it all takes and keeping all frames may not fit.
         divisor = _divisor(min(image.size), preprocessing) if image_format == "JPEG" else 1
+        stored = image.size if divisor > 1 else None  # an animation's frames may have sizes of their own
         image.draft(None, (image.width // divisor, image.height // divisor))
         frames = [
-            _input(frame, preprocessing, (width, height) if divisor > 1 else None, divisor)
+            _input(frame, preprocessing, stored, divisor)
             for index, frame in enumerate(_each_frame(image, chosen[-1] + 1, limits))
             if index in chosen
         ]
@@ -213,26 +214,31 @@ def _duration_ms(frame: Image.Image) -> float:
 
 
 def _input(
-    frame: Image.Image, preprocessing: Preprocessing, shown: tuple[int, int] | None, divisor: int
+    frame: Image.Image, preprocessing: Preprocessing, stored: tuple[int, int] | None, divisor: int
 ) -> npt.NDArray[np.uint8]:
-    """Upright, RGB, the shorter side scaled to `resize`, the centre `crop` by `crop`: uint8 [crop, crop, 3].
+    """RGB, the shorter side scaled to `resize`, the centre `crop` by `crop`, upright: uint8 [crop, crop, 3].
 
-    The same pixels as torchvision's Resize and CenterCrop on a Pillow image. Only what the crop shows is scaled:
-    1 x 60,000 pixels would otherwise become 256 x 15,360,000. What is cut out of a picture decoded at a fraction
-    follows from the sides `shown`, for its own are rounded up, and the crop would lie up to a pixel beside.
+    The same pixels as torchvision's Resize and CenterCrop on an upright Pillow image. Only what the crop shows is
+    scaled, and turned after that: 1 x 60,000 pixels would otherwise become 256 x 15,360,000. What is cut out of a
+    picture decoded at a fraction follows from the sides it is `stored` with, for those it has are rounded up, and the
+    crop would lie up to a pixel beside.
     """
-    rgb = pixels.to_rgb(pixels.upright(frame))
-    sides = shown or rgb.size
+    orientation = pixels.orientation(frame)
+    rgb = pixels.to_rgb(frame)
+    sides = stored or rgb.size
     shorter = min(sides)
     box = []
-    for side in sides:
+    for side, reversed_ in zip(sides, pixels.reverses(orientation), strict=True):
         scaled = preprocessing.resize * side // shorter
         first = round((scaled - preprocessing.crop) / 2)
+        if reversed_:  # where what is left over is odd, it is the side shown first that has less of it cut off
+            first = scaled - preprocessing.crop - first
         box.append([at * side / scaled / divisor for at in (first, first + preprocessing.crop)])
     (left, right), (top, bottom) = box
     size = (preprocessing.crop, preprocessing.crop)
     resampling = _RESAMPLING[preprocessing.interpolation]
-    return np.asarray(rgb.resize(size, resampling, box=(left, top, min(right, rgb.width), min(bottom, rgb.height))))
+    cut = rgb.resize(size, resampling, box=(left, top, min(right, rgb.width), min(bottom, rgb.height)))
+    return np.asarray(pixels.upright(cut, orientation))
 
 
 @functools.cache
