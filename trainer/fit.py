@@ -44,6 +44,8 @@ from worker.model.weights import WeightsStore, state_dict, tensors_digest
 
 Recipe = Literal["article", "default"]
 
+Prepares = Literal["champion", "default"]
+
 DECODE_TIMEOUT_S: Final = 8.0
 """Seconds one picture may take to decode, as in the worker."""
 
@@ -57,7 +59,8 @@ DECODERS_MAX: Final = 8
 class Plan:
     """What a run is asked for. `base` is `imagenet`, `random:SEED` or a file's path; `epochs` is the article's;
     `prevalence` has shares of uploads by label, None for the training shares; `explained` is how many test pictures
-    the report has Shapley maps of.
+    the report has Shapley maps of; `preprocessing` says whether pictures are prepared as the champion does, where
+    there is one of this network, or as this release does by default.
 
     `cache` is the folder that keeps features and takes large tables; with None nothing is kept, and all is in memory.
     """
@@ -76,6 +79,7 @@ class Plan:
     cache: Path | None = None
     cache_max_bytes: int = MAX_BYTES
     explained: int = 0
+    preprocessing: Prepares = "champion"
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -102,7 +106,7 @@ def fit(
         parts = parts or prepare.gather(plan.train, plan.test, reporter)
         network = networks.get(plan.network)
         base, source = load_base(plan.base, network, reporter)
-        preprocessing = Preprocessing()
+        preprocessing = _preprocessing(plan, store, parent)
         frozen = FrozenPart(network, base, preprocessing, device, Tables(plan.cache))
         with open_cache(plan, frozen, reporter) as cache, decoder_pool(preprocessing) as decoders:
             features = prepare.compute_all(parts, computer(frozen, decoders, reporter, cache), reporter)
@@ -153,6 +157,16 @@ def fit(
     accuracy = manifest.metrics["test"]["accuracy"]
     reporter.say(f"Published {manifest.id} as {role}: test accuracy {accuracy:.3f}.")
     return manifest
+
+
+def _preprocessing(plan: Plan, store: WeightsStore, champion: str | None) -> Preprocessing:
+    """As `Plan.preprocessing` says: running workers refuse a version that prepares pictures in another way than the
+    one in service, and the gate cannot pair its verdicts with the champion's."""
+    if champion is None or plan.preprocessing == "default":
+        return Preprocessing()
+    manifest = store.manifest(champion)
+    same_network = manifest.network == plan.network
+    return Preprocessing.from_json(manifest.preprocessing) if same_network else Preprocessing()
 
 
 @contextmanager

@@ -20,7 +20,9 @@ from trainer.progress import Reporter
 from worker.errors import UsageError, WeightsError
 from worker.model import network as networks
 from worker.model.labels import LABELS
+from worker.model.manifest import ManifestDraft
 from worker.model.network import Network
+from worker.model.preprocessing import Preprocessing
 from worker.model.reference import expected
 from worker.model.weights import WeightsStore
 
@@ -291,3 +293,22 @@ def test_promoting_what_is_not_there_or_in_service_already_is_refused(fitted: tu
         release.promote(store, "small-000000000000", by="ada", why="")
     with pytest.raises(UsageError, match="champion already"):
         release.promote(store, version, by="ada", why="")
+
+
+def test_pictures_are_prepared_as_the_champion_does_unless_asked_otherwise(
+    few: Path, pictures: Path, store: WeightsStore
+) -> None:
+    """So that running workers take the version up, and the gate can pair its verdicts with the champion's."""
+    first = fit(plan(few), store, Reporter(io.StringIO()))
+    assert first.preprocessing == Preprocessing().to_json()
+    before = Preprocessing(jpeg_margins=(2.0, 2.0)).to_json()
+    kept = first.model_dump(by_alias=True, exclude={"id", "delta"})
+    older = store.publish(ManifestDraft.model_validate(kept | {"preprocessing": before}), store.read_delta(first))
+    store.promote(older.id, by="ada", why="as it was")
+    second = fit(plan(pictures), store, Reporter(io.StringIO()))
+    assert (second.parent, second.preprocessing) == (older.id, before)
+    outcomes = release.read_outcomes(store, second.id)
+    assert outcomes is not None
+    assert outcomes.of_parent()
+    third = fit(replace(plan(pictures), preprocessing="default"), store, Reporter(io.StringIO()))
+    assert (third.parent, third.preprocessing) == (older.id, Preprocessing().to_json())

@@ -61,6 +61,14 @@ OPTIONS: Final = (
         metavar="N",
         help="Test pictures with Shapley maps in the report; seconds each, 0 is none.",
     ),
+    click.option(
+        "--preprocessing",
+        type=click.Choice(["champion", "default"]),
+        default="champion",
+        show_default=True,
+        help="How pictures are prepared: as the champion does, for running workers to take the version up, or as this "
+        "release does; then restart them once it is promoted.",
+    ),
     cache_option,
     by_option,
 )
@@ -88,6 +96,7 @@ def plan_of(
     review_recall: float,
     uploads_per_day: int,
     explained: int,
+    preprocessing: Literal["champion", "default"],
     cache: Path | None,
     by: str | None,
 ) -> "Plan":
@@ -113,6 +122,7 @@ def plan_of(
         cache=cache_folder(cache),
         cache_max_bytes=settings.cache_max_mb * 2**20,
         explained=explained,
+        preprocessing=preprocessing,
     )
 
 
