@@ -132,6 +132,7 @@ class Batcher:
             if len(begun) >= self._in_flight or not batch:
                 self._finish(begun.popleft())
                 self._busy_since = begun[0].started if begun else None
+            del batch  # its scores name the engine, which is to be let go once another serves
         for last in begun:
             self._finish(last)
         self._busy_since = None
@@ -173,7 +174,7 @@ class Batcher:
                 self._held = first
                 return []
             self._run_between(first)
-            first = None  # the call may hold an engine that is to be let go
+            first = None  # as with a batch, see _run
         if first is None:
             return None
         batch, images = [first], len(first.frames)

@@ -1,6 +1,7 @@
 """The batcher on a device made of numpy: who is scored together, whose fault a failure is, and the way out."""
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -289,6 +290,24 @@ def test_a_call_that_fails_concerns_its_caller_alone(batcher: Batcher) -> None:
     with pytest.raises(FloatingPointError, match="measured nothing"):
         batcher.between(call)
     assert values(batcher.submit(picture(4))) == [4]
+
+
+def test_an_idle_batcher_keeps_nothing_alive(device: Device, batcher: Batcher) -> None:
+    """Neither of its last batch nor of its last call: an engine that was replaced is 500 MB."""
+
+    class Version:
+        """Stands for one with its engine."""
+
+    def use() -> list[weakref.ref[Version]]:
+        scored, called = Version(), Version()
+        device.version = scored
+        assert values(batcher.submit(picture(1))) == [1]
+        device.version = Version()
+        assert batcher.between(partial(isinstance, called, Version))
+        return [weakref.ref(scored), weakref.ref(called)]
+
+    used = use()
+    wait_until(lambda: [version() for version in used] == [None, None], "the versions are gone")
 
 
 def test_close_finishes_the_batch_in_work_and_refuses_what_waits(device: Device) -> None:

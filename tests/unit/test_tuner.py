@@ -29,7 +29,7 @@ from worker.model.compiled import EngineCache, EngineError
 from worker.model.engine import Engine, Frames
 from worker.model.preprocessing import Preprocessing
 from worker.model.weights import WeightsStore
-from worker.tuner import Tuner
+from worker.tuner import TIMED_ROUNDS, Tuner
 
 PACE_S = {"cpu-bf16": 0.002, "cpu-int8": 0.001}
 
@@ -201,6 +201,23 @@ def test_what_is_timed_between_batches_decides_which_is_faster(tmp_path: Path, c
 
     Tuner(bench.classifier, bench.store, bench.cache, between=between, build=bench.build).tune(bench.classifier.version)
     assert bench.serving == serves
+
+
+@pytest.mark.parametrize(("max_images", "timed"), [(4, 4), (64, 16)])
+def test_no_more_is_timed_than_one_batch_may_hold(tmp_path: Path, max_images: int, timed: int) -> None:
+    """The work in service waits meanwhile, and the watchdog counts it as a batch."""
+    bench, counts = Bench(tmp_path, check=60), []
+
+    class Counting(Fake):
+        def features(self, frames: Frames) -> Tensor:
+            counts.append(len(frames))
+            return super().features(frames)
+
+    def build(version: Version, precision: str) -> Engine:
+        return Counting(version, f"cpu-{precision}", lambda features: features, 0.0)
+
+    Tuner(bench.classifier, bench.store, bench.cache, max_images=max_images, build=build).tune(bench.classifier.version)
+    assert counts[: 1 + TIMED_ROUNDS] == [timed] * (1 + TIMED_ROUNDS)
 
 
 def test_an_engine_that_cannot_be_built_does_not_serve(tmp_path: Path) -> None:

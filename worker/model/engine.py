@@ -92,7 +92,9 @@ def body_key(network: Network, manifest: Manifest, delta: Mapping[str, Tensor], 
     head = network.head_names()
     changed = {name: tensor for name, tensor in delta.items() if name not in head}
     deeper = tensors_digest(changed) if changed else "base"
-    return f"{network.name} {manifest.base.sha256} {deeper} {preprocessing.to_json()}"
+    # Not how a JPEG becomes frames: another way of that needs no other engine.
+    prepared = {name: value for name, value in preprocessing.to_json().items() if name != "jpeg_margins"}
+    return f"{network.name} {manifest.base.sha256} {deeper} {prepared}"
 
 
 def body_of(network: Network, state: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> nn.Sequential:
