@@ -161,7 +161,7 @@ def fit(
 
 def _preprocessing(plan: Plan, store: WeightsStore, champion: str | None) -> Preprocessing:
     """As `Plan.preprocessing` says: running workers refuse a version that prepares pictures in another way than the
-    one in service, and the gate cannot pair its verdicts with the champion's."""
+    one in service, and the gate can then pair its verdicts with the champion's of that time only."""
     if champion is None or plan.preprocessing == "default":
         return Preprocessing()
     manifest = store.manifest(champion)

@@ -4,6 +4,7 @@ Files and their verification are the store's (`worker.model.weights`), whether a
 to say; this module says which version plays which part. Knows nothing of pictures or of how a version was made.
 """
 
+import contextlib
 import getpass
 import os
 from collections.abc import Callable
@@ -61,8 +62,8 @@ def promote(
 ) -> None:
     """Put a version into service after verifying all its files and, where one is in service, passing the gate.
 
-    `say` is told the gate's figures. With `force` they are recorded, and it goes ahead against them. Raises UsageError
-    where there is none of that id, RefusedError where the gate says no.
+    `say` is told the gate's figures, and where workers must be restarted to follow. With `force` they are recorded, and
+    it goes ahead against them. Raises UsageError where there is none of that id, RefusedError where the gate says no.
     """
     known(store, version_id)
     champion = store.champion()
@@ -78,6 +79,22 @@ def promote(
     if not decision.passed and not force:
         raise RefusedError(_refusal(version_id, champion, decision))
     store.promote(version_id, by=by, why=why, gate=decision.to_json(), forced=force and not decision.passed)
+    say_restart(store, champion, version_id, say)
+
+
+def rollback(store: WeightsStore, *, by: str, why: str, say: Callable[[str], None] = lambda sentence: None) -> str:
+    """Put the champion before this one back into service; returns its id. Raises what `WeightsStore.rollback` does."""
+    left = store.champion()
+    back = store.rollback(by=by, why=why)
+    say_restart(store, left, back, say)
+    return back
+
+
+def say_restart(store: WeightsStore, left: str | None, champion: str, say: Callable[[str], None]) -> None:
+    """Tell where running workers refuse the new champion, for it prepares pictures in another way than the last."""
+    with contextlib.suppress(WeightsError):  # a damaged one is told where it matters
+        if left is not None and store.manifest(left).preprocessing != store.manifest(champion).preprocessing:
+            say(f"{champion} prepares pictures in another way than {left}, with which workers go on: restart them.")
 
 
 def compare(store: WeightsStore, version_id: str, champion: str, margin: float = gate.MARGIN) -> Decision:

@@ -14,6 +14,7 @@ from torch import nn
 
 from trainer import release
 from trainer.bases import choose_device
+from trainer.cli import run
 from trainer.errors import DataError, LockedError
 from trainer.fit import Plan, fit
 from trainer.progress import Reporter
@@ -298,7 +299,8 @@ def test_promoting_what_is_not_there_or_in_service_already_is_refused(fitted: tu
 def test_pictures_are_prepared_as_the_champion_does_unless_asked_otherwise(
     few: Path, pictures: Path, store: WeightsStore
 ) -> None:
-    """So that running workers take the version up, and the gate can pair its verdicts with the champion's."""
+    """So that running workers take the version up, and the champion is judged on the same pictures; who promotes or
+    rolls back across a difference is told that workers must be restarted."""
     first = fit(plan(few), store, Reporter(io.StringIO()))
     assert first.preprocessing == Preprocessing().to_json()
     before = Preprocessing(jpeg_margins=(2.0, 2.0)).to_json()
@@ -312,3 +314,29 @@ def test_pictures_are_prepared_as_the_champion_does_unless_asked_otherwise(
     assert outcomes.of_parent()
     third = fit(replace(plan(pictures), preprocessing="default"), store, Reporter(io.StringIO()))
     assert (third.parent, third.preprocessing) == (older.id, Preprocessing().to_json())
+    said: list[str] = []
+    release.promote(store, second.id, by="ada", why="same", force=True, say=lambda sentence: None)
+    release.promote(store, third.id, by="ada", why="other", force=True, say=said.append)
+    assert said[-1].endswith("restart them.")
+    assert release.rollback(store, by="ada", why="back", say=said.append) == second.id
+    assert (
+        said[-1]
+        == f"{second.id} prepares pictures in another way than {third.id}, with which workers go on: restart them."
+    )
+    said.clear()
+    assert release.rollback(store, by="ada", why="and back", say=said.append) == older.id
+    assert said == []
+
+
+def test_the_option_reaches_the_plan(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
+
+    def note(plan: Plan, *_: object, **__: object) -> None:
+        plans.append(plan)
+        raise UsageError("That is enough.")
+
+    monkeypatch.setattr("trainer.fit.fit", note)
+    words = ["fit", "--train", few / "train", "--test", few / "test", "--weights", tmp_path / "weights"]
+    for more in ([], ["--preprocessing", "default"]):
+        assert run([*map(str, words), *more]) == 2
+    assert [plan.preprocessing for plan in plans] == ["champion", "default"]

@@ -62,5 +62,6 @@ def promote(version: str, why: str | None, margin: float, force: bool, weights: 
 def rollback(why: str, weights: Path | None, by: str | None) -> None:
     """Put the champion before this one back into service; works while a training run is under way."""
     from trainer import release
+    from trainer.progress import Reporter
 
-    click.echo(open_store(weights).rollback(by=by or release.whoami(), why=why))
+    click.echo(release.rollback(open_store(weights), by=by or release.whoami(), why=why, say=Reporter().say))
