@@ -4,6 +4,7 @@ import json
 import os
 import time
 
+import pytest
 from celery import Celery
 from kombu import Connection
 
@@ -194,10 +195,12 @@ def test_a_picture_that_breaks_every_device_is_given_up(place: Place) -> None:
     assert letter[b"reason"] == b"killed_its_worker" and b"10 processes" in letter[b"detail"]
 
 
-def test_a_device_that_hangs_does_not_keep_a_worker_from_stopping(place: Place) -> None:
-    """SIGTERM while a batch never ends: what it held goes back at once, and the process ends by itself."""
+@pytest.mark.parametrize("app", ["hanging_app", "hanging_busy_app"])
+def test_a_device_that_hangs_does_not_keep_a_worker_from_stopping(place: Place, app: str) -> None:
+    """SIGTERM while a batch never ends: what it held goes back at once, and the process ends by itself, even where
+    another thread waits for that batch."""
     ids = [place.add() for _ in range(3)]
-    hanging = place.start_worker(app="tests.support.hanging_app", drain_s="1", forward_timeout_s="8").wait_ready()
+    hanging = place.start_worker(app=f"tests.support.{app}", drain_s="1", forward_timeout_s="8").wait_ready()
     place.client.submit(ids)
     wait_until(lambda: place.broker.client().xpending("moderation:uploads", "moderation")["pending"] == 3, "the claims")
     assert hanging.stop(40) == 70
