@@ -79,22 +79,15 @@ def promote(
     if not decision.passed and not force:
         raise RefusedError(_refusal(version_id, champion, decision))
     store.promote(version_id, by=by, why=why, gate=decision.to_json(), forced=force and not decision.passed)
-    say_restart(store, champion, version_id, say)
+    _say_restart(store, champion, version_id, say)
 
 
 def rollback(store: WeightsStore, *, by: str, why: str, say: Callable[[str], None] = lambda sentence: None) -> str:
     """Put the champion before this one back into service; returns its id. Raises what `WeightsStore.rollback` does."""
     left = store.champion()
     back = store.rollback(by=by, why=why)
-    say_restart(store, left, back, say)
+    _say_restart(store, left, back, say)
     return back
-
-
-def say_restart(store: WeightsStore, left: str | None, champion: str, say: Callable[[str], None]) -> None:
-    """Tell where running workers refuse the new champion, for it prepares pictures in another way than the last."""
-    with contextlib.suppress(WeightsError):  # a damaged one is told where it matters
-        if left is not None and store.manifest(left).preprocessing != store.manifest(champion).preprocessing:
-            say(f"{champion} prepares pictures in another way than {left}, with which workers go on: restart them.")
 
 
 def compare(store: WeightsStore, version_id: str, champion: str, margin: float = gate.MARGIN) -> Decision:
@@ -122,6 +115,13 @@ def read_outcomes(store: WeightsStore, version_id: str) -> Outcomes | None:
     """What a version made of its test pictures; None where it keeps no such file. WeightsError where it is damaged."""
     content = store.read_extra(version_id, outcomes.FILE, outcomes.FILE_MAX_BYTES)
     return None if content is None else outcomes.parse(content, version_id)
+
+
+def _say_restart(store: WeightsStore, left: str | None, champion: str, say: Callable[[str], None]) -> None:
+    """Tell where running workers refuse the new champion, for it prepares pictures in another way than the last."""
+    with contextlib.suppress(WeightsError):  # a damaged one is told where it matters
+        if left is not None and store.manifest(left).preprocessing != store.manifest(champion).preprocessing:
+            say(f"{champion} prepares pictures in another way than {left}, with which workers go on: restart them.")
 
 
 def _refusal(version_id: str, champion: str, decision: Decision) -> str:

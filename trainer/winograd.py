@@ -59,5 +59,4 @@ class _Wide(nn.Module):
 
 
 def _switch_onednn(on: bool) -> None:
-    # torch declares a descriptor whose setter has no type, so that mypy wants the descriptor itself assigned.
-    torch.backends.mkldnn.enabled = on  # type: ignore[assignment]
+    torch.backends.mkldnn.enabled = on  # type: ignore[assignment]  # a descriptor of torch's, whose setter has no type

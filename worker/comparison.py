@@ -1,7 +1,7 @@
 """Compares a candidate's features with fp32's: on the pictures kept with the version, then on what is being judged.
 
 A version, a candidate and a reference go in, an `Agreement` comes out, and what it rests on is kept for the next
-process and the next last layer. Knows no queues, IDs or metrics, and puts nothing into service.
+process and the next last layer. Knows no Redis, IDs or metrics, and puts nothing into service.
 """
 
 import queue

@@ -10,6 +10,6 @@ def _tune(self: Tuner, version: Version) -> None:
         self._between(lambda: 0.0)
 
 
-Tuner.tune = _tune  # type: ignore[method-assign]
+Tuner.tune = _tune
 
 __all__ = ["app"]

@@ -26,7 +26,7 @@ from worker.model import check_pictures, compiled
 from worker.model import network as networks
 from worker.model.agreement import RULES, Labels
 from worker.model.compiled import EngineCache, EngineError
-from worker.model.engine import Engine, Frames
+from worker.model.engine import Engine, Frames, body_key
 from worker.model.preprocessing import Preprocessing
 from worker.model.weights import WeightsStore
 from worker.tuner import TIMED_ROUNDS, Tuner
@@ -329,6 +329,18 @@ def test_a_new_last_layer_takes_the_engine_over_without_building(tmp_path: Path)
     for evidence in bench.tuner._comparison._judged.values():
         evidence._candidate = list(np.roll(np.stack(evidence._candidate), 1, axis=1))
     assert bench.classifier.load(third).engine == "cpu-fp32"
+
+
+def test_another_way_of_decoding_needs_no_other_engine(tmp_path: Path) -> None:
+    """What a body makes of frames hangs on their size and scale, not on how a JPEG became one."""
+    bench = Bench(tmp_path)
+    manifest = bench.store.manifest(bench.first)
+    network = networks.get(manifest.network)
+    keys = [
+        body_key(network, manifest, {}, how)
+        for how in (Preprocessing(), Preprocessing(jpeg_margins=(2.0, 2.0)), Preprocessing(mean=(0.5, 0.5, 0.5)))
+    ]
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_what_was_compared_is_remembered_by_the_next_process(tmp_path: Path) -> None:
