@@ -40,7 +40,8 @@ from worker.model import network as networks
 from worker.model.manifest import Manifest, ManifestDraft, identity
 from worker.model.network import Network
 from worker.model.preprocessing import DecodeLimits, Preprocessing
-from worker.model.weights import WeightsStore, state_dict, tensors_digest
+from worker.model.tensors import state_dict, tensors_digest
+from worker.model.weights import WeightsStore
 
 Recipe = Literal["article", "default"]
 

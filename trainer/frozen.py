@@ -21,7 +21,7 @@ from worker.errors import WeightsError
 from worker.model import network as networks
 from worker.model.network import Network
 from worker.model.preprocessing import Preprocessing
-from worker.model.weights import tensors_digest
+from worker.model.tensors import tensors_digest
 
 BATCH_FRAMES: Final = 32
 """Frames in one forward pass: large enough for full speed, small enough to keep memory low."""

@@ -23,7 +23,8 @@ from worker.model.engine import EagerEngine, Engine, Head
 from worker.model.graphed import IN_FLIGHT, GraphedEngine
 from worker.model.manifest import Manifest
 from worker.model.preprocessing import Preprocessing
-from worker.model.weights import WeightsStore, state_dict
+from worker.model.tensors import state_dict
+from worker.model.weights import WeightsStore
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
+from trainer.bases import random_base
 from worker.model import network as networks
 
 app = Celery("naive", broker=os.environ["NAIVE_BROKER_URL"], set_as_current=False)
@@ -34,7 +35,7 @@ def network() -> nn.Module:
     """The network, built in the child process; one thread a child, as many children as cores here."""
     torch.set_num_threads(1)
     module = networks.get("vgg11").build()
-    module.load_state_dict(networks.random_base(networks.get("vgg11"), 0), strict=False)
+    module.load_state_dict(random_base(networks.get("vgg11"), 0), strict=False)
     return module.eval()
 
 

@@ -18,6 +18,7 @@ from tests.support.place import Place
 from tests.support.store import publish_colours
 from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY, Broker, WorkerProcess
+from trainer.bases import random_base
 from worker.model import engine as engines
 from worker.model import int8
 from worker.model import network as networks
@@ -36,7 +37,7 @@ def vgg_version(place: Place, seed: int, ranges_of: Frames | None = None, check:
     With `ranges_of`, frames to calibrate on, it may be served in int8; `check` are pictures to compare engines on.
     """
     network = networks.get("vgg11")
-    tensors = networks.random_base(network, 0)
+    tensors = random_base(network, 0)
     base = place.store.add_base(tensors, "random:0")
     generator = torch.Generator().manual_seed(seed)
     head = {

@@ -22,6 +22,7 @@ from tests.benchmarks.conftest import Record
 from tests.benchmarks.serving import VGG, vgg_version
 from tests.support.place import Place
 from tests.support.worker import Broker
+from trainer.bases import random_base
 from worker import memory
 from worker.model import check_pictures, int8
 from worker.model import engine as engines
@@ -56,7 +57,7 @@ class Subject:
     def __init__(self, folder: Path) -> None:
         memory.keep_what_was_used()  # as a worker does; the peers' memory that comes from malloc is kept as well
         self.network = networks.get("vgg11")
-        base = networks.random_base(self.network, 0)
+        base = random_base(self.network, 0)
         head = {name: torch.full(self.network.shapes()[name], 0.01) for name in self.network.head_names()}
         self.body = engines.body_of(self.network, base, CPU, torch.float32)
         self.frames = pictures(BATCH, 0)

@@ -38,6 +38,7 @@ from tests.support.place import Place
 from tests.support.processes import decoders_of
 from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY, Broker
+from trainer.bases import random_base
 from worker.model import network as networks
 from worker.model.preprocessing import DecodeLimits, Preprocessing, decode
 
@@ -290,7 +291,7 @@ def test_decode_and_resize_against_to_tensor_then_resize(tmp_path: Path, record:
     module = network.build()
     torch.manual_seed(0)
     torch.nn.init.zeros_(module.classifier[6].bias)
-    module.load_state_dict(networks.random_base(network, 0), strict=False)
+    module.load_state_dict(random_base(network, 0), strict=False)
     both = [torch.stack([torch.from_numpy(f) for f in ours]), (torch.stack(theirs) * 255).round().byte()]
     if both[1].shape[1] == 3:
         both[1] = both[1].permute(0, 2, 3, 1)

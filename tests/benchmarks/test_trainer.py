@@ -25,6 +25,7 @@ from tests.benchmarks import plain_loop
 from tests.benchmarks.conftest import Record
 from tests.benchmarks.plain_loop import Timed
 from trainer import fit, prepare, recipes
+from trainer.bases import random_base
 from trainer.cache import FeatureCache
 from trainer.dataset import Picture
 from trainer.features import computer
@@ -76,7 +77,7 @@ class Small:
 
 @pytest.fixture(scope="module")
 def base() -> dict[str, Tensor]:
-    return networks.random_base(networks.get("vgg11"), 0)
+    return random_base(networks.get("vgg11"), 0)
 
 
 @pytest.fixture(scope="module")

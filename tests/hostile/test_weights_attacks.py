@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.tiny_network import TINY
+from trainer.bases import random_base
 from worker.errors import WeightsError
 from worker.model import network
 from worker.model.manifest import Manifest, ManifestDraft, identity
@@ -25,7 +26,7 @@ class Shelf:
     def __init__(self, root: Path) -> None:
         network.register(TINY)
         self.store = WeightsStore(root)
-        self.base = self.store.add_base(network.random_base(TINY, seed=1), "random:1")
+        self.base = self.store.add_base(random_base(TINY, seed=1), "random:1")
         delta = {"classifier.3.weight": torch.ones(3, 6), "classifier.3.bias": torch.zeros(3)}
         self.id = self.store.publish(ManifestDraft(network="tiny", base=self.base), delta).id
         self.store.promote(self.id, by="test", why="test")

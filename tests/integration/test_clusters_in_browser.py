@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.support.browser import Page, chromium
 from tests.tiny_network import TINY
+from trainer.bases import random_base
 from trainer.features import computer
 from trainer.first_labels import Plan, gather
 from trainer.fit import decoder_pool
@@ -31,7 +32,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     for i in range(24):
         pixels = np.clip(rng.normal(60 + 60 * (i % 3), 25, (48, 64, 3)), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(root / "in" / f"{EVIL if i == 0 else f'{i}-' + 'x' * 80}.png")
-    part = FrozenPart(TINY, networks.random_base(TINY, 0), Preprocessing(), torch.device("cpu"))
+    part = FrozenPart(TINY, random_base(TINY, 0), Preprocessing(), torch.device("cpu"))
     plan = Plan(root / "in", root / "out", method="kmeans", count=3, smallest=5, doubt_max=0.9, sample=6)
     reporter = Reporter(io.StringIO())
     with decoder_pool(Preprocessing()) as decoders:

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 from trainer.arrays import FloatArray, Frames
+from trainer.bases import random_base
 from trainer.cache import ABANDONED_S, FeatureCache
 from trainer.dataset import Picture
 from trainer.errors import CacheError
@@ -25,7 +26,6 @@ from trainer.progress import Reporter
 from trainer.shards import Entry, Facts, pack
 from trainer.tables import Tables
 from worker.decode import DecoderPool
-from worker.model import network as networks
 from worker.model.network import Network
 from worker.model.preprocessing import DecodeLimits, Preprocessing
 
@@ -76,7 +76,7 @@ class Run:
     """One training run's use of a cache folder: a network of its own, a cache of its own, what was said."""
 
     def __init__(self, folder: Path, decoders: DecoderPool, seed: int = 0, **limits: int) -> None:
-        self.part = Counting(SMALL, networks.random_base(SMALL, seed), Preprocessing(), torch.device("cpu"))
+        self.part = Counting(SMALL, random_base(SMALL, seed), Preprocessing(), torch.device("cpu"))
         self.said = io.StringIO()
         self.reporter = Reporter(self.said)
         self.cache = FeatureCache(folder, self.part.key, self.part.dtype, self.reporter.say, **limits)
@@ -132,7 +132,7 @@ def test_another_base_or_preprocessing_never_gets_these_features(
     first, other = Run(tmp_path, decoders), Run(tmp_path, decoders, seed=1)
     assert not np.array_equal(first(pictures[:3]).values, other(pictures[:3]).values)
     assert other.part.computed == 3
-    base = networks.random_base(SMALL, 0)
+    base = random_base(SMALL, 0)
     keys = [FrozenPart(SMALL, base, Preprocessing(crop=crop), torch.device("cpu")).key for crop in (224, 200)]
     assert keys[0] != keys[1]
 

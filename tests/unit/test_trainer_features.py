@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from trainer import engines
+from trainer.bases import random_base
 from trainer.dataset import Picture
 from trainer.decoding import CONTENT_MAX_BYTES, decode_all
 from trainer.features import computer
@@ -23,7 +24,8 @@ from worker.errors import WeightsError
 from worker.model import network as networks
 from worker.model.network import Network
 from worker.model.preprocessing import DecodeLimits, Preprocessing
-from worker.model.weights import WeightsStore, state_dict
+from worker.model.tensors import state_dict
+from worker.model.weights import WeightsStore
 
 
 def build() -> nn.Module:
@@ -36,7 +38,7 @@ SMALL = Network("small", build, lambda m: (m[0], m[1]), "1.5")
 
 @pytest.fixture
 def base() -> dict[str, torch.Tensor]:
-    return networks.random_base(SMALL, 0)
+    return random_base(SMALL, 0)
 
 
 @pytest.fixture

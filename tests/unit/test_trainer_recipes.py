@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from trainer import recipes
+from trainer.bases import random_base
 from trainer.dataset import Picture
 from trainer.features import Features
 from trainer.frozen import FrozenPart
@@ -40,7 +41,7 @@ def small(dropout: float) -> Network:
 
 def frozen(dropout: float = 0.5) -> FrozenPart:
     network = small(dropout)
-    return FrozenPart(network, networks.random_base(network, 1), Preprocessing(), torch.device("cpu"))
+    return FrozenPart(network, random_base(network, 1), Preprocessing(), torch.device("cpu"))
 
 
 def quiet() -> Reporter:
@@ -154,7 +155,7 @@ def test_the_article_recipe_on_features_is_the_plain_loop(dropout: float, monkey
     head = recipes.fit_article(part, made, made, 4, 0, quiet())
 
     module = build(dropout)
-    module.load_state_dict(networks.random_base(small(dropout), 1), strict=False)
+    module.load_state_dict(random_base(small(dropout), 1), strict=False)
     inputs = networks.normalise(torch.from_numpy(pictures), Preprocessing(), torch.float32)
     truth = torch.from_numpy(labels)
     accuracies, best_weight = [], np.zeros(0)

@@ -12,10 +12,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tests.tiny_network import TINY
+from trainer.bases import random_base
 from worker.errors import UsageError, WeightsError
 from worker.model import network
 from worker.model.manifest import BaseRef, EngineCheck, Manifest, ManifestDraft, identity
-from worker.model.weights import WeightsStore, state_dict
+from worker.model.tensors import state_dict
+from worker.model.weights import WeightsStore
 
 HEAD = ["classifier.3.bias", "classifier.3.weight"]
 
@@ -30,7 +32,7 @@ def store(tmp_path: Path) -> WeightsStore:
 @pytest.fixture
 def base(store: WeightsStore) -> BaseRef:
     """A base in the store."""
-    return store.add_base(network.random_base(TINY, seed=1), "random:1")
+    return store.add_base(random_base(TINY, seed=1), "random:1")
 
 
 def delta(value: float) -> dict[str, Tensor]:
@@ -114,7 +116,7 @@ def test_a_draft_with_odd_values_cannot_exist(base: BaseRef, change: dict[str, A
 
 def test_a_base_is_stored_once(store: WeightsStore) -> None:
     """The same tensors give the same file, whatever memory layout they have, and leave no other file."""
-    tensors = network.random_base(TINY, seed=1)
+    tensors = random_base(TINY, seed=1)
     first = store.add_base(tensors, "random:1")
     turned = {name: tensor.t().contiguous().t() if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
     assert store.add_base(dict(reversed(turned.items())), "random:1") == first

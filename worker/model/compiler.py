@@ -48,7 +48,8 @@ def compile_library(job: Job) -> None:
     from worker.model import aoti, int8
     from worker.model import engine as engines
     from worker.model import network as networks
-    from worker.model.weights import WeightsStore, state_dict
+    from worker.model.tensors import state_dict
+    from worker.model.weights import WeightsStore
 
     importlib.import_module(job.registers)
     torch.set_num_threads(job.threads)

@@ -19,7 +19,7 @@ from worker.model import network as networks
 from worker.model.manifest import Manifest
 from worker.model.network import Network
 from worker.model.preprocessing import Preprocessing
-from worker.model.weights import tensors_digest
+from worker.model.tensors import tensors_digest
 
 Frames = npt.NDArray[np.uint8]
 

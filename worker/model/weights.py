@@ -17,9 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor
 
 from worker.errors import UsageError, WeightsError
@@ -27,6 +24,7 @@ from worker.model import files as stored
 from worker.model import history as histories
 from worker.model import manifest as manifests
 from worker.model import network as networks
+from worker.model import tensors as named
 from worker.model.history import HistoryEntry
 from worker.model.manifest import BaseRef, DeltaRef, FileRef, Manifest, ManifestDraft
 
@@ -37,21 +35,6 @@ CHECK_MAX_BYTES: Final = 64 * 2**20
 
 _EXTRA_FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", re.ASCII)
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
-
-
-def state_dict(base: Mapping[str, Tensor], delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The whole network's tensors: the base's, with those that training changed in their place."""
-    return {**base, **delta}
-
-
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (64 hex digits) over name, type, shape and bytes of each tensor in the names' order."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 class WeightsStore:
@@ -94,7 +77,7 @@ class WeightsStore:
         and fit the network."""
         where = f"versions/{_valid_id(manifest.id)}/delta.safetensors"
         tensors = self._tensors(where, manifest.delta.sha256, manifest.delta.bytes)
-        if tuple(sorted(tensors)) != manifest.delta.tensors or tensors_digest(tensors) != manifest.delta.digest:
+        if tuple(sorted(tensors)) != manifest.delta.tensors or named.tensors_digest(tensors) != manifest.delta.digest:
             raise WeightsError(f"{where} holds other tensors than its manifest names: copy the version again")
         networks.check_tensors(networks.get(manifest.network), tensors, where)
         return tensors
@@ -111,7 +94,7 @@ class WeightsStore:
         with stored.usable(self.root):
             folder = stored.folder_inside(self.root, "base")
             with stored.temporary_in(folder) as temporary:
-                _save({name: _plain(tensor) for name, tensor in tensors.items()}, temporary)
+                named.write(tensors, temporary)
                 # safetensors lets only its writer read the file; workers run as others. As readable as the folder.
                 temporary.chmod(folder.stat().st_mode & 0o666)
                 with temporary.open("rb") as file:
@@ -147,8 +130,8 @@ class WeightsStore:
                 raise UsageError(f"{name!r} cannot be a file's name in a version: use letters, digits, _ . -")
         networks.check_tensors(networks.get(draft.network), delta, "the delta")
         self._check_base(draft.base)
-        content = safetensors.torch.save({name: _plain(tensor) for name, tensor in delta.items()})
-        digest = tensors_digest(delta)
+        content = named.encode(delta)
+        digest = named.tensors_digest(delta)
         manifest = Manifest(
             **draft.model_dump(),
             id=manifests.identity(draft, digest),
@@ -252,11 +235,7 @@ class WeightsStore:
         return version_id
 
     def _tensors(self, relative: str, sha256: str, bytes_: int) -> dict[str, Tensor]:
-        content = self._read(relative, sha256, bytes_)
-        try:
-            return safetensors.torch.load(content)
-        except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
-            raise WeightsError(f"{relative} is no safetensors file: copy it into the store again") from error
+        return named.decode(self._read(relative, sha256, bytes_), relative)
 
     def _read(self, relative: str, sha256: str, bytes_: int) -> bytes:
         with stored.open_inside(self.root, relative, length=bytes_) as file:
@@ -286,15 +265,3 @@ def _base_path(sha256: str) -> str:
 
 def _changed(relative: str) -> WeightsError:
     return WeightsError(f"{relative} is not the file that was published, its SHA-256 differs: copy it again")
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
-
-
-def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    try:
-        safetensors.torch.save_file(dict(tensors), path)
-    except safetensors.SafetensorError as error:
-        # How safetensors reports a full disk.
-        raise OSError(str(error)) from error
