@@ -39,7 +39,8 @@ class Puller:
     """One thread.
 
     Args:
-        max_batch: images in a forward pass; at most two batches are in work.
+        max_batch: images in a forward pass.
+        in_flight: batches that the device is given at a time; one more may be in work, to be decoded meanwhile.
         claim_deadline_s: a picture in work for longer is no longer kept from others.
         fetch_timeout_s: a fetch that has not ended after three of them is tried again later; after one where nothing
             else is judged meanwhile.
@@ -55,6 +56,7 @@ class Puller:
         metrics: Metrics,
         *,
         max_batch: int,
+        in_flight: int,
         claim_deadline_s: float,
         fetch_timeout_s: float,
         takeover_idle_s: float,
@@ -64,7 +66,8 @@ class Puller:
         self._intake = intake
         self._pipeline = pipeline
         self._metrics = metrics
-        self._max_batch = max_batch
+        self._most_in_work = (in_flight + 1) * max_batch
+        self._most_backfill = in_flight * max_batch  # an upload waits for these
         self._claim_deadline_s = claim_deadline_s
         self._fetch_timeout_s = fetch_timeout_s
         self._takeover_idle_s = takeover_idle_s
@@ -173,17 +176,18 @@ class Puller:
         return not self._pipeline.in_work()
 
     def _room(self) -> int:
-        """How many more entries may be in work: two batches, and no more than was judged in the last seconds.
+        """How many more entries may be in work: what the device and the decoders have a use for, and no more than was
+        judged in the last seconds.
 
         What is held up elsewhere is no sign of a slow process: others need not wait for it.
         """
         in_work = len(self._pipeline.in_work())
         judging = in_work - self._pipeline.held_up()
-        return min(2 * self._max_batch - in_work, max(FIRST_IN_WORK, self._pipeline.judged_lately()) - judging)
+        return min(self._most_in_work - in_work, max(FIRST_IN_WORK, self._pipeline.judged_lately()) - judging)
 
     def _claim(self, room: int) -> None:
         """Claims new entries, uploads before backfill; with nothing there and no suspect, waits for the first."""
-        backfill_room = min(room, self._max_batch - sum(item.entry.backfill for item in self._pipeline.in_work()))
+        backfill_room = min(room, self._most_backfill - sum(item.entry.backfill for item in self._pipeline.in_work()))
         self._claimed += self._intake.read([bus.UPLOADS], room)
         if not self._claimed and backfill_room > 0:
             self._claimed += self._intake.read([bus.BACKFILL], backfill_room)

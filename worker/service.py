@@ -137,6 +137,7 @@ class Service:
             self._pipeline,
             self.metrics,
             max_batch=settings.max_batch,
+            in_flight=self._classifier.in_flight,
             claim_deadline_s=settings.claim_deadline_s,
             fetch_timeout_s=settings.fetch_timeout_s,
             takeover_idle_s=settings.takeover_idle_s,

@@ -1,12 +1,15 @@
-"""Uploads go first, however much backfill waits."""
+"""How much a worker has in work; uploads go first, however much backfill waits."""
 
 from itertools import count
+
+import pytest
 
 from tests.support.pictures import picture
 from tests.support.place import Place
 from tests.support.waiting import wait_until
 
 BATCH = 4
+SMALL = 2  # three of them are fewer than a process may hold that has judged nothing yet
 BACKLOG = 240
 UPLOADS = 8
 
@@ -39,3 +42,29 @@ def test_an_upload_waits_for_one_batch_of_backfill_at_most(place: Place) -> None
     assert raw.xlen("moderation:backfill") > 0, "the backlog was over too soon, or this proves nothing"
     assert max(between) <= BATCH, between
     assert max(between) > 0, "no backfill was in work"
+
+
+@pytest.mark.parametrize(("app", "in_flight"), [("hanging_app", 1), ("hanging_deep_app", 2)])
+def test_one_batch_more_is_in_work_than_the_device_takes(place: Place, app: str, in_flight: int) -> None:
+    """So that it is decoded meanwhile; of the backfill only what the device takes, for an upload waits for that."""
+    place.start_worker(app=f"tests.support.{app}", max_batch=str(SMALL), takeover_idle_s="2").wait_ready()
+    raw = place.broker.client()
+
+    def settled(stream: str, claimed: int) -> None:
+        """Waits for it, then until two housekeepings have passed, after which more would be claimed if it were."""
+
+        def in_work() -> int:
+            return int(raw.xpending(f"moderation:{stream}", "moderation")["pending"])
+
+        def looks() -> int:
+            return int(raw.info("commandstats").get("cmdstat_xautoclaim", {"calls": 0})["calls"])
+
+        wait_until(lambda: in_work() >= claimed, f"{claimed} of {stream} to be claimed")
+        before = looks()
+        wait_until(lambda: looks() >= before + 4, "two housekeepings, each with a look at both streams")
+        assert in_work() == claimed
+
+    place.client.submit([place.add() for _ in range(4 * SMALL)], backfill=True)
+    settled("backfill", in_flight * SMALL)
+    place.client.submit([place.add() for _ in range(4 * SMALL)])
+    settled("uploads", SMALL)
