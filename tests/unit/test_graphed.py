@@ -1,40 +1,60 @@
-"""CUDA graphs of a small body, where there is a CUDA device; and what they are captured for, anywhere."""
+"""CUDA graphs of a small body: on a GPU where there is one, and everywhere on a stand-in for its graphs."""
 
+import gc
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from worker.model.engine import EagerEngine
-from worker.model.graphed import GraphedEngine, sizes
+from tests.support import cuda_stand_in
+from worker.model.engine import DTYPES, EagerEngine
+from worker.model.graphed import WARM_UPS, GraphedEngine, sizes
 from worker.model.preprocessing import Preprocessing
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device: this is a GPU's")
 MOST = 12
 
 
-class Body(nn.Module):
-    """Two convolutions and a pool: what a capture has to get right, small."""
+@pytest.fixture(params=["stand-in", pytest.param("cuda", marks=on_a_gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """The device whose graphs are tried."""
+    return torch.device("cuda") if request.param == "cuda" else cuda_stand_in.put_in_place(monkeypatch)
 
-    def __init__(self) -> None:
+
+class Body(nn.Module):
+    """Two convolutions and a pool: what a capture has to get right, small. `captured` is called in the capture."""
+
+    def __init__(self, captured: Callable[[Tensor], Tensor] = lambda features: features) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.layers = nn.Sequential(nn.Conv2d(3, 8, 7, 4), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.AdaptiveAvgPool2d(2))
+        self._captured, self._runs = captured, 0
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[N, 3, H, W] to [N, 64]."""
-        return self.layers(pixels).flatten(1)
+        self._runs += 1
+        features = self.layers(pixels).flatten(1)
+        return self._captured(features) if self._runs == WARM_UPS + 1 else features
 
 
-def made(precision: str) -> tuple[EagerEngine, GraphedEngine]:
-    """The same body run eagerly and as graphs."""
-    device, how = torch.device("cuda"), Preprocessing()
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    body = nn.Sequential(Body(), nn.Identity()).eval().requires_grad_(False)
-    body = body.to(device, dtype, memory_format=torch.channels_last)
-    return EagerEngine(body, device, precision, how), GraphedEngine(body, device, precision, how, MOST)
+def on(device: torch.device, precision: str, body: nn.Module) -> nn.Sequential:
+    """As the classifier makes a body ready."""
+    ready = nn.Sequential(body, nn.Identity()).eval().requires_grad_(False)
+    return ready.to(device, DTYPES[precision], memory_format=torch.channels_last)
+
+
+def graphs_of(body: nn.Module, device: torch.device, precision: str = "fp32") -> GraphedEngine:
+    """A body of one's own, which nothing else holds, as graphs."""
+    return GraphedEngine(on(device, precision, body), device, precision, Preprocessing(), MOST)
+
+
+def made(device: torch.device, precision: str) -> tuple[EagerEngine, GraphedEngine]:
+    """The same weights run eagerly and as graphs."""
+    eager = EagerEngine(on(device, precision, Body()), device, precision, Preprocessing())
+    return eager, graphs_of(Body(), device, precision)
 
 
 def frames(count: int, seed: int) -> np.ndarray:
@@ -50,21 +70,19 @@ def test_sizes_are_powers_of_two_and_the_largest(most: int, captured: list[int])
     assert sizes(most) == captured
 
 
-@on_a_gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_graphs_give_what_the_body_gives(precision: str) -> None:
+def test_graphs_give_what_the_body_gives(device: torch.device, precision: str) -> None:
     """For every size up to the largest, those between two graphs and those beyond, in any order."""
-    eager, graphed = made(precision)
+    eager, graphed = made(device, precision)
     with torch.inference_mode():
         for seed, count in enumerate([1, MOST, 3, MOST + 5, 2, 7, 3 * MOST, 1]):
             batch = frames(count, seed)
             torch.testing.assert_close(graphed.features(batch), eager.features(batch), rtol=0.02, atol=0.02)
 
 
-@on_a_gpu
-def test_batches_in_flight_do_not_mix() -> None:
+def test_batches_in_flight_do_not_mix(device: torch.device) -> None:
     """What was begun keeps its own features while others are begun, by this thread and by another."""
-    eager, graphed = made("fp32")
+    eager, graphed = made(device, "fp32")
     batches = [frames(1 + seed % MOST, seed) for seed in range(40)]
 
     def check() -> None:
@@ -86,3 +104,34 @@ def test_batches_in_flight_do_not_mix() -> None:
     check()
     other.join()
     assert not failures
+
+
+def test_the_weights_live_as_long_as_the_graphs(device: torch.device) -> None:
+    """Which read them, but hold nothing: whoever made them has let go, and their memory would be given to others."""
+    eager, graphed = made(device, "bf16")
+    gc.collect()
+    others = [torch.full((size,), 255, dtype=torch.uint8, device=device) for size in (1000, 10_000, 30_000_000)]
+    batch = frames(MOST, 0)
+    with torch.inference_mode():
+        torch.testing.assert_close(graphed.features(batch), eager.features(batch), rtol=0.02, atol=0.02)
+    assert len(others) == 3
+
+
+@pytest.mark.parametrize("wrong", [lambda features: features * 1.2, lambda features: features / 0])
+def test_graphs_that_give_something_else_are_refused(device: torch.device, wrong: Callable[[Tensor], Tensor]) -> None:
+    """Before they judge a picture, also where nothing else would compare them."""
+    with pytest.raises(RuntimeError, match="does not give what the network gives"):
+        graphs_of(Body(wrong), device)
+
+
+def test_a_capture_that_fails_leaves_its_thread_on_the_stream_it_had(device: torch.device) -> None:
+    """Or all that this thread does later would run beside the work of the others, on the same memory."""
+
+    def forbidden(features: Tensor) -> Tensor:
+        torch.cuda.synchronize()
+        return features
+
+    before = torch.cuda.current_stream()
+    with pytest.raises(RuntimeError, match="captur"):
+        graphs_of(Body(forbidden), device)
+    assert torch.cuda.current_stream() == before

@@ -21,7 +21,11 @@ IN_FLIGHT: Final = 2
 """Batches on the device at a time: one is copied while the other is computed."""
 
 WARM_UPS: Final = 3
-"""Runs before a capture: libraries set up and cuDNN chooses its algorithms in the first ones."""
+"""Runs before a capture, which libraries use to set themselves up."""
+
+ASTRAY_MAX: Final = 0.05
+"""How far a graph's features may lie from the body's own, as a share of their length: the same kernels in the same
+precision, so far more than rounding, and far less than what a graph that reads wrong memory gives."""
 
 
 def sizes(most: int) -> list[int]:
@@ -50,7 +54,8 @@ class _Slot:
 class GraphedEngine:
     """`most`: images in one forward pass; more are run in several. May be asked by several threads, one at a time.
 
-    Raises RuntimeError where the body cannot be captured, torch.OutOfMemoryError where the graphs do not fit.
+    Raises RuntimeError where the body cannot be captured, or its graphs do not give what it gives itself, and
+    torch.OutOfMemoryError where they do not fit.
     """
 
     def __init__(
@@ -58,15 +63,18 @@ class GraphedEngine:
     ) -> None:
         self.name = f"{device.type}-{precision}"
         self._device, self._most = device, most
+        self._body = body  # a graph knows addresses only, and holds no weights
+        self._preprocessing, self._dtype = preprocessing, DTYPES[precision]
         self._lock = threading.Lock()
-        shape = (most, preprocessing.crop, preprocessing.crop, 3)
+        self._shape = (most, preprocessing.crop, preprocessing.crop, 3)
         self._graphs: dict[int, _Graph] = {}
         with torch.cuda.device(device), torch.no_grad():
             self._copying = torch.cuda.Stream()
-            self._slots = itertools.cycle([_Slot(shape, device) for _ in range(IN_FLIGHT)])
-            for size in reversed(sizes(most)):  # the largest first: the others find room in its memory
-                frames = torch.zeros((size, *shape[1:]), dtype=torch.uint8, device=device)
-                self._graphs[size] = self._capture(body, frames, preprocessing, DTYPES[precision])
+            self._replayed = torch.cuda.Event()
+            self._slots = itertools.cycle([_Slot(self._shape, device) for _ in range(IN_FLIGHT)])
+            expected = self._capture_all()
+            for size, features in expected.items():
+                self._compare(size, features)
 
     def features(self, frames: Frames) -> Tensor:
         """As `Engine.features`; returns before the device has computed them."""
@@ -82,28 +90,47 @@ class GraphedEngine:
             slot.frames[:count].copy_(slot.pinned[:count], non_blocking=True)
             slot.copied.record()
         work.wait_event(slot.copied)
+        work.wait_event(self._replayed)  # threads may ask on streams of their own; the graphs' memory is one for all
         one = self._graphs[min(size for size in self._graphs if size >= count)]
         one.frames[:count].copy_(slot.frames[:count])
         slot.free.record(work)
         one.graph.replay()
-        return one.features[:count].clone()
+        features = one.features[:count].clone()
+        self._replayed.record(work)
+        return features
 
-    def _capture(self, body: nn.Module, frames: Tensor, preprocessing: Preprocessing, dtype: torch.dtype) -> _Graph:
-        def run() -> Tensor:
-            features: Tensor = body(networks.normalise(frames, preprocessing, dtype)).float()
-            return features
-
-        aside = torch.cuda.Stream()
+    def _capture_all(self) -> dict[int, Tensor]:
+        """Captures a graph for each size; what the body itself made of its frames, by size."""
+        expected = {}
+        aside = torch.cuda.Stream()  # one for all: what one graph frees, only another on its stream may use
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True):
-            with torch.cuda.stream(aside):
+        # Entered here, for torch leaves a thread on the stream of a capture that fails.
+        with torch.cuda.stream(aside):
+            for size in reversed(sizes(self._most)):  # the largest first: the others find room in its memory
+                frames = torch.randint(0, 256, (size, *self._shape[1:]), dtype=torch.uint8, device=self._device)
                 for _ in range(WARM_UPS):
-                    run()
-            torch.cuda.current_stream().wait_stream(aside)
-            graph = torch.cuda.CUDAGraph()
-            first = next(iter(self._graphs.values()), None)
-            pool = first.graph.pool() if first is not None else None
-            # thread_local: the batches that are served meanwhile by another thread are none of the capture's business.
-            with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
-                features = run()
+                    expected[size] = self._run(frames)
+                self._graphs[size] = self._capture(frames, aside)
+        torch.cuda.current_stream().wait_stream(aside)
+        return expected
+
+    def _capture(self, frames: Tensor, aside: "torch.cuda.Stream") -> _Graph:
+        graph = torch.cuda.CUDAGraph()
+        first = next(iter(self._graphs.values()), None)
+        pool = first.graph.pool() if first is not None else None
+        # thread_local: the batches that are served meanwhile by another thread are none of the capture's business.
+        with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
+            features = self._run(frames)
         return _Graph(graph, frames, features)
+
+    def _run(self, frames: Tensor) -> Tensor:
+        features: Tensor = self._body(networks.normalise(frames, self._preprocessing, self._dtype)).float()
+        return features
+
+    def _compare(self, size: int, expected: Tensor) -> None:
+        """Once all are captured, for they share memory. Whatever a version was compared on, its graphs are new."""
+        one = self._graphs[size]
+        one.graph.replay()
+        astray = float((one.features - expected).norm())
+        if not astray <= ASTRAY_MAX * float(expected.norm()):  # nor where it is no number
+            raise RuntimeError(f"the graph of {size} images does not give what the network gives")
