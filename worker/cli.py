@@ -61,14 +61,26 @@ def worker(gpu: int | None, celery_options: tuple[str, ...]) -> None:
     quiet = ["--quiet"] if configured.log_format == "json" else []
     named: list[str] = []
     if gpu is not None:
-        # Before torch is imported, or it has counted the devices already.
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-        if configured.metrics_port:
-            os.environ["MODERATION_METRICS_PORT"] = str(configured.metrics_port + gpu)
+        _pin(gpu, configured)
         named = ["--hostname", f"gpu{gpu}@%h"]
-    from worker.app import app
+    from celery.bin.celery import celery
 
-    app.worker_main([*quiet, "worker", *named, *celery_options])
+    # Celery's own command, which ends this process with the worker's exit code; its `worker_main` lets go of it.
+    celery.main(["--app", "worker.app", *quiet, "worker", *named, *celery_options], prog_name="moderation")
+
+
+def _pin(gpu: int, configured: settings.Settings) -> None:
+    """This process's environment for one GPU; before torch is imported, or it has counted the devices already."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    mine = given.split(",") if given else [str(number) for number in range(gpu + 1)]
+    if gpu >= len(mine):
+        raise click.UsageError(f"CUDA_VISIBLE_DEVICES={given} has no GPU {gpu}: count from 0, or unset it.")
+    os.environ["CUDA_VISIBLE_DEVICES"] = mine[gpu].strip()
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi counts; CUDA itself puts the fastest first
+    if configured.device == "auto":
+        os.environ["MODERATION_DEVICE"] = "cuda"  # rather not at all than on the CPU under a GPU's name
+    if configured.metrics_port:
+        os.environ["MODERATION_METRICS_PORT"] = str(configured.metrics_port + gpu)
 
 
 @main.command()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.place import Place
 from tests.support.processes import listens_at
@@ -166,10 +167,13 @@ def test_the_exporter_listens_on_loopback_alone(broker: Broker, host: str | None
         exporter.wait(30)
 
 
-def test_a_worker_pinned_to_a_gpu_has_its_own_name_and_port(place: Place) -> None:
-    """`moderation worker --gpu 3`: node gpu3@host, metrics port base + 3, and no other GPU is visible to it."""
+@pytest.mark.parametrize(("given", "visible"), [("", "3"), ("GPU-a, GPU-b,GPU-c,MIG-d", "MIG-d")])
+def test_a_worker_pinned_to_a_gpu_has_its_own_name_and_port(place: Place, given: str, visible: str) -> None:
+    """`moderation worker --gpu 3`: node gpu3@host, metrics port base + 3, and no other GPU is visible to it: of those
+    that a scheduler gave, the one in that place; else the one of that number, as nvidia-smi counts."""
     port = free_port()
     environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": given,
         "MODERATION_REDIS_URL": place.broker.url,
         "MODERATION_WEIGHTS_DIR": str(place.weights),
         "MODERATION_CONTENT_URL": f"file://{place.content}/{{content_id}}",
@@ -178,7 +182,8 @@ def test_a_worker_pinned_to_a_gpu_has_its_own_name_and_port(place: Place) -> Non
     }
     script = (
         "import atexit, os; import tests.support.tiny_app; from worker.cli import main; "
-        "atexit.register(lambda: print('visible:', os.environ.get('CUDA_VISIBLE_DEVICES'))); main()"
+        "names = ('CUDA_VISIBLE_DEVICES', 'CUDA_DEVICE_ORDER'); "
+        "atexit.register(lambda: print('visible:', *map(os.environ.get, names))); main()"
     )
     command = [sys.executable, "-c", script, "worker", "--gpu", "3"]
     worker = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True)
@@ -192,4 +197,25 @@ def test_a_worker_pinned_to_a_gpu_has_its_own_name_and_port(place: Place) -> Non
         worker.terminate()
         said, _ = worker.communicate(timeout=60)
     assert worker.returncode == 0
-    assert "visible: 3\n" in said, "the only GPU that torch can see"
+    assert f"visible: {visible} PCI_BUS_ID\n" in said, "the only GPU that torch can see"
+
+
+def test_a_worker_that_cannot_start_ends_with_exit_2(run: Run, tmp_path: Path) -> None:
+    """As with Celery's own command: whoever supervises it tells this from a clean stop."""
+    refused = run("worker", content_url=f"file://{tmp_path}/absent/{{content_id}}")
+    assert refused.returncode == 2
+    assert "is not there: create it" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_a_worker_for_a_gpu_that_is_not_there_does_not_start(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither on the CPU under a GPU's name, nor on a GPU that a scheduler gave to somebody else."""
+    if not torch.cuda.is_available():
+        refused = run("worker", "--gpu", "0", content_url=f"file://{tmp_path}/{{content_id}}")
+        assert refused.returncode == 2
+        assert "MODERATION_DEVICE is cuda but torch finds no CUDA device" in refused.stderr
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    refused = run("worker", "--gpu", "2")
+    assert refused.returncode == 2
+    assert "CUDA_VISIBLE_DEVICES=4,5 has no GPU 2" in refused.stderr
