@@ -1,4 +1,4 @@
-"""Where a network starts from, and on which device: a base's name in, its tensors and their origin out.
+"""Where a network starts from: a base's name in, its tensors and their origin out.
 
 A file is checked before it is opened, and nothing in it is unpickled that could run. Knows no pictures, recipes or
 stores.
@@ -25,15 +25,6 @@ from worker.model import network as networks
 from worker.model.network import Network
 
 TRIAL_SOURCE: Final = "random:{seed} (for trials only)"
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is a device. Raises UsageError where CUDA is asked for and absent."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("There is no CUDA device here: set MODERATION_DEVICE to cpu or auto.")
-    return torch.device(name)
 
 
 def load_base(name: str, network: Network, reporter: Reporter) -> tuple[dict[str, Tensor], str]:

@@ -20,9 +20,8 @@ from trainer.evaluate import compare_engine
 from trainer.frozen import BATCH_FRAMES
 from worker.decode import DecoderPool
 from worker.errors import WeightsError
-from worker.model import check_pictures, int8
+from worker.model import check_pictures, devices, int8
 from worker.model import engine as worker_engines
-from worker.model import network as networks
 from worker.model.engine import EagerEngine
 from worker.model.manifest import BaseRef, EngineCheck, FileRef
 from worker.model.network import Network
@@ -67,10 +66,13 @@ def prepare(
     temperature: float,
     store: WeightsStore,
     known: Known,
+    device: torch.device,
 ) -> ForEngines:
-    """All of it for the whole network's `state`. `known` is taken over, but for check pictures that are fewer than
-    there could be now. No bf16 is compared where it is only emulated: no figure is recorded that no worker could
-    reproduce at that speed."""
+    """All of it for the whole network's `state`, compared on the CPU and on `device`.
+
+    `known` is taken over, but for check pictures that are fewer than there could be now. No bf16 is compared where it
+    is only emulated: no figure is recorded that no worker could reproduce at that speed.
+    """
     ranges = known.ranges
     if not ranges:
         body = worker_engines.body_of(network, state, torch.device("cpu"), torch.float32)
@@ -82,10 +84,10 @@ def prepare(
         if not len(frames):
             return ForEngines({}, ranges, None)
         pictures = store.add_check_pictures(check_pictures.encode(frames, labels))
-    native = [device for device in map(torch.device, ("cpu", "cuda")) if networks.native_bf16(device)]
+    compared = {torch.device("cpu"), device}  # no other: a worker may need the memory of a GPU that we were not given
     checks = {
         f"{device.type}-bf16": check_bf16(network, state, frames, preprocessing, temperature, device)
-        for device in native
+        for device in sorted(filter(devices.native_bf16, compared), key=str)
     }
     return ForEngines(checks, ranges, pictures)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from trainer import assess, calibrate, dataset, engines, explain, maps, operating, prepare, recipes, release
 from trainer.arrays import DoubleArray, FloatArray
-from trainer.bases import choose_device, load_base
+from trainer.bases import load_base
 from trainer.cache import MAX_BYTES, FeatureCache
 from trainer.calibrate import Aims, Calibration
 from trainer.evaluate import count, decisive, log_loss
@@ -36,6 +36,7 @@ from trainer.shapley import Head
 from trainer.tables import Tables
 from worker.decode import DecoderPool
 from worker.errors import UsageError
+from worker.model import devices
 from worker.model import network as networks
 from worker.model.manifest import Manifest, ManifestDraft, identity
 from worker.model.network import Network
@@ -101,7 +102,7 @@ def fit(
     is at work.
     """
     started_s = time.monotonic()
-    device = choose_device(plan.device)
+    device = devices.choose(plan.device)
     with nullcontext() if locked else release.one_run(store):
         parent = store.champion()  # read first: a damaged store is found out before the work, not after it
         parts = parts or prepare.gather(plan.train, plan.test, reporter)
@@ -126,6 +127,7 @@ def fit(
                 judged.calibration.temperature,
                 store,
                 engines.known_from(store, parent, base_ref, preprocessing),
+                device,
             )
             draft = ManifestDraft(
                 network=plan.network,

@@ -18,6 +18,7 @@ from trainer import winograd
 from trainer.arrays import FloatArray, Frames
 from trainer.tables import Tables, chunks
 from worker.errors import WeightsError
+from worker.model import devices
 from worker.model import network as networks
 from worker.model.network import Network
 from worker.model.preprocessing import Preprocessing
@@ -49,7 +50,7 @@ class FrozenPart:
         layers = list(tail)
         self.device = device
         self.preprocessing = preprocessing
-        self.dtype = torch.bfloat16 if networks.native_bf16(device) else torch.float32
+        self.dtype = torch.bfloat16 if devices.native_bf16(device) else torch.float32
         cut = next((i for i, layer in enumerate(layers) if isinstance(layer, nn.Dropout)), len(layers) - 1)
         self.fixed = nn.Sequential(trunk, *layers[:cut]).to(self.dtype).to(memory_format=torch.channels_last)
         direct = not winograd.pays(device, self.dtype)

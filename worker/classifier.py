@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.errors import ModerationError, UsageError, WeightsError
+from worker.model import devices
 from worker.model import engine as engines
 from worker.model import network as networks
 from worker.model.engine import EagerEngine, Engine, Head
@@ -85,11 +86,9 @@ class Classifier:
     """
 
     def __init__(self, store: WeightsStore, *, device: str, precision: str, threads: int = 0) -> None:
-        if device == "cuda" and not torch.cuda.is_available():
-            raise UsageError("MODERATION_DEVICE is cuda but torch finds no CUDA device: set cpu, or auto.")
         self._store = store
-        self.device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-        if precision == "bf16" and not networks.native_bf16(self.device):
+        self.device = devices.choose(device)
+        if precision == "bf16" and not devices.native_bf16(self.device):
             raise UsageError(
                 f"MODERATION_PRECISION is bf16 but this {self.device.type} does not multiply it natively and would be "
                 "several times slower than in fp32: set auto."
@@ -215,8 +214,7 @@ class Classifier:
     def _memory_counted(self, images: int) -> Iterator[None]:
         try:
             yield
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
+        except torch.OutOfMemoryError as error:  # torch has let go of its cache by then, and tried again
             raise OutOfDeviceMemoryError(f"{images} images do not fit on {self.device}.") from error
 
     def _blank(self, engine: Engine, preprocessing: Preprocessing) -> Tensor:
@@ -233,7 +231,7 @@ class Classifier:
         if self.precision != "auto":
             return "bf16" if self.precision == "bf16" else "fp32"
         check = manifest.engines.get(f"{self.device.type}-bf16")
-        return "bf16" if check is not None and check.passed and networks.native_bf16(self.device) else "fp32"
+        return "bf16" if check is not None and check.passed and devices.native_bf16(self.device) else "fp32"
 
     def _may_stay(self, engine: Engine, manifest: Manifest, head: Head) -> bool:
         if isinstance(engine, EagerEngine) and engine.name == f"{self.device.type}-{self._first_precision(manifest)}":

@@ -127,8 +127,9 @@ class Comparison:
 
     def _path(self, candidate: Candidate) -> Path:
         self._cache.check_folder()
-        key = self._cache.key(candidate.version.manifest, candidate.version.body, candidate.precision)
-        return self._cache.folder / f"{key}.{self._classifier.device.type}.evidence.safetensors"
+        version, device = candidate.version, self._classifier.device
+        key = self._cache.key(version.manifest, version.body, candidate.precision, device)
+        return self._cache.folder / f"{key}.{device.type}.evidence.safetensors"
 
 
 def _judge(candidate: Candidate, evidence: Evidence) -> Agreement:

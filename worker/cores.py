@@ -1,4 +1,5 @@
-"""How many cores this process may use: what it is pinned to and what its container is given, not what the machine has.
+"""How many cores this process may use: what it is pinned to and what its container is given, not what the machine has;
+and how many GPUs they are for.
 
 Knows no settings and no torch.
 """
@@ -20,3 +21,8 @@ def usable(limit: Path = CGROUP_LIMIT) -> int:
     except (OSError, ValueError, ZeroDivisionError):  # no such file, or no limit
         return cores
     return max(1, min(cores, given))
+
+
+def gpus(devices: Path = Path("/dev")) -> int:
+    """NVIDIA's GPUs that this machine or container has device files of, whichever are used; at least 1."""
+    return max(1, sum(file.name.removeprefix("nvidia").isdigit() for file in devices.glob("nvidia*")))

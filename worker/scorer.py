@@ -57,14 +57,13 @@ class Scorer:
         if self.refusing:
             _refuse(batch)
             return
-        try:
-            scores = self._in_chunks(np.concatenate([waiting.frames for waiting in batch]))
-        except OutOfDeviceMemoryError:
+        made = self._attempt([waiting.frames for waiting in batch])
+        if isinstance(made, Scores):
+            self.deal_out(batch, made)
+        elif isinstance(made, OutOfDeviceMemoryError):
             self._score_all_smaller(batch)
-        except Exception as error:
-            self._split(batch, error)
         else:
-            self.deal_out(batch, scores)
+            self._split(batch, made)
 
     def deal_out(self, batch: Sequence[Waiting], scores: Scores) -> None:
         """Gives each of the pictures its part of their scores."""
@@ -77,6 +76,18 @@ class Scorer:
             end = start + len(waiting.frames)
             waiting.future.set_result(Scores(scores.probabilities[start:end], scores.version))
             start = end
+
+    def _attempt(self, pictures: Sequence[Frames]) -> Scores | Exception:
+        """Scores of all their frames, or why there are none.
+
+        Without the calls that the error came through: what the pass that failed has on the device is theirs, and the
+        next one needs the room.
+        """
+        try:
+            return self._in_chunks(np.concatenate(pictures))
+        except Exception as error:
+            error.__cause__ = error.__context__ = None
+            return error.with_traceback(None)
 
     def _in_chunks(self, frames: Frames) -> Scores:
         if len(frames) <= self.max_images:
@@ -104,10 +115,9 @@ class Scorer:
             self.score_all(batch[middle:])
             return
         logger.warning("a picture cannot be scored: %s: %s", type(error).__name__, error)
-        try:
-            self._score(np.zeros_like(batch[0].frames[:1]))
-        except Exception as blank_error:
-            self._declare_broken(batch, blank_error)
+        blank = self._attempt([np.zeros_like(batch[0].frames[:1])])
+        if isinstance(blank, Exception):
+            self._declare_broken(batch, blank)
             return
         batch[0].future.set_exception(ContentError("model_failed", f"The network failed: {type(error).__name__}."))
 

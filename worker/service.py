@@ -21,6 +21,7 @@ from worker.errors import ModerationError, UnavailableError, WeightsError
 from worker.health import HealthServer
 from worker.intake import Intake
 from worker.metrics import Metrics
+from worker.model import devices
 from worker.model.compiled import EngineCache
 from worker.model.preprocessing import DecodeLimits, Preprocessing
 from worker.model.weights import WeightsStore
@@ -76,13 +77,17 @@ class Service:
         )
         self.metrics = Metrics()
         store = WeightsStore(settings.weights_dir)
+        on_gpu = devices.choose(settings.device).type == "cuda"
         self._classifier = Classifier(
-            store, device=settings.device, precision=settings.precision, threads=settings.torch_thread_count()
+            store,
+            device=settings.device,
+            precision=settings.precision,
+            threads=settings.torch_thread_count(on_gpu=on_gpu),
         )
         follower = ChampionFollower(store, self._classifier, self.metrics)
         follower.start()
         self._closers.append(follower.stop)
-        self._decoders = self._start_decoders(settings)
+        self._decoders = self._start_decoders(settings, settings.decoder_count(on_gpu=on_gpu))
         self._closers.append(self._decoders.close)
         self._on_broken = on_broken
         self._decoder_problem: str | None = None
@@ -173,14 +178,14 @@ class Service:
                 logger.warning("while stopping: %s", error)
         self._closers.clear()
 
-    def _start_decoders(self, settings: Settings) -> DecoderPool:
+    def _start_decoders(self, settings: Settings, count: int) -> DecoderPool:
         version = self._classifier.version
         if version is None:
             raise WeightsError("No weights are loaded.")
         return DecoderPool(
             Preprocessing.from_json(version.manifest.preprocessing),
             DecodeLimits(max_pixels=settings.decode_max_pixels),
-            processes=settings.decoder_count(on_gpu=self._classifier.device.type == "cuda"),
+            processes=count,
             timeout_s=settings.decode_timeout_s,
             memory_bytes=settings.decode_memory_mb * 2**20,
             on_restart=lambda cause: self.metrics.restarts.labels(cause).inc(),

@@ -62,14 +62,17 @@ class Settings(BaseSettings):
     )
     max_batch: int = Field(64, ge=1, le=4096, description="images in one forward pass")
     torch_threads: int = Field(
-        0, ge=0, le=1024, description="threads of one forward pass on the CPU; 0: one a core that this process may use"
+        0,
+        ge=0,
+        le=1024,
+        description="threads of one forward pass on the CPU; 0: one a core that this process may use, one beside a GPU",
     )
 
     decoders: int = Field(
         0, ge=0, le=1024,
         description="decoder processes; 0: one for every four cores where the network takes the cores, beside a GPU "
-        "all cores but one; at least two, so that a slow picture keeps no other waiting. With several workers on a "
-        "machine, give each its part",
+        "all cores but one, shared by the GPUs; at least two, so that a slow picture keeps no other waiting. With "
+        "several containers, or workers without a GPU, on a machine, give each its part",
     )  # fmt: skip
     decode_timeout_s: PositiveSeconds = Field(8.0, description="a slower picture is undecided, `decode_timeout`")
     decode_memory_mb: int = Field(1536, ge=64, le=2**20, description="memory one decoder may use for a picture")
@@ -145,11 +148,15 @@ class Settings(BaseSettings):
     def decoder_count(self, *, on_gpu: bool = False) -> int:
         """Decoder processes to start: the cores that the network leaves free, or as many as were asked for."""
         usable = cores.usable()
-        return self.decoders or max(2, usable - 1 if on_gpu else usable // 4)
+        if on_gpu:
+            workers = cores.gpus()
+            return self.decoders or max(2, usable // workers - 1)
+        return self.decoders or max(2, usable // 4)
 
-    def torch_thread_count(self) -> int:
-        """Threads of one forward pass on the CPU."""
-        return self.torch_threads or cores.usable()
+    def torch_thread_count(self, *, on_gpu: bool = False) -> int:
+        """Threads of torch's on the CPU. Beside a GPU they only copy frames, and would wait for the next ones on cores
+        that decode."""
+        return self.torch_threads or (1 if on_gpu else cores.usable())
 
 
 def load(**overrides: Any) -> Settings:

@@ -21,7 +21,7 @@ import torch
 from worker.classifier import Classifier, Version
 from worker.comparison import Candidate, Comparison
 from worker.errors import ModerationError, UnavailableError
-from worker.model import network as networks
+from worker.model import devices
 from worker.model.agreement import RULES
 from worker.model.compiled import EngineCache, EngineError
 from worker.model.engine import EagerEngine, Engine, Frames, Head
@@ -158,7 +158,7 @@ class Tuner:
         self._put(version, engine, shown)
 
     def _check_possible(self, version: Version, precision: str) -> None:
-        if precision == "bf16" and not networks.native_bf16(self._classifier.device):
+        if precision == "bf16" and not devices.native_bf16(self._classifier.device):
             raise EngineError("not_native", f"this {self._classifier.device.type} does not multiply bf16 natively")
         if precision == "int8" and not version.manifest.activation_ranges:
             raise EngineError("no_ranges", "the version keeps no ranges to scale it by")

@@ -24,7 +24,7 @@ from tests.support.place import Place
 from tests.support.worker import Broker
 from trainer.bases import random_base
 from worker import memory
-from worker.model import check_pictures, int8
+from worker.model import check_pictures, devices, int8
 from worker.model import engine as engines
 from worker.model import network as networks
 from worker.model.compiled import EngineCache
@@ -92,7 +92,7 @@ def _ours(subject: Subject) -> dict[str, Run]:
     plain = copy.deepcopy(subject.body).to(memory_format=torch.contiguous_format)
     runs["torch eager fp32, as in the article"] = lambda: plain(subject.pixels.contiguous()).numpy()
     runs["cpu-fp32"] = lambda: fp32.features(subject.frames).numpy()
-    for precision in ("int8", *(["bf16"] if networks.native_bf16(CPU) else [])):
+    for precision in ("int8", *(["bf16"] if devices.native_bf16(CPU) else [])):
         made = subject.cache.engine(subject.manifest, subject.key, precision)
         runs[f"cpu-{precision}"] = lambda made=made: made.features(subject.frames).numpy()
     return runs
@@ -127,7 +127,7 @@ def _peers(subject: Subject, folder: Path) -> dict[str, Run]:
     ]
     quantised = nncf.quantize(core.read_model(path), nncf.Dataset(items))
     wanted = {"fp32": (model, "f32"), "int8": (quantised, "f32")}
-    if networks.native_bf16(CPU):
+    if devices.native_bf16(CPU):
         wanted["bf16"] = (model, "bf16")
     for precision, (graph, hint) in wanted.items():
         settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}

@@ -39,6 +39,7 @@ from tests.support.processes import decoders_of
 from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY, Broker
 from trainer.bases import random_base
+from worker.model import devices
 from worker.model import network as networks
 from worker.model.preprocessing import DecodeLimits, Preprocessing, decode
 
@@ -154,7 +155,7 @@ def test_submit_to_verdict_compiled_against_the_naive_worker_and_a_plain_script(
     tmp_path: Path, record: Record, precision: str, times_naive: float
 ) -> None:
     """The worker compiles its engine first; the plain script then takes the same one from the same folder."""
-    if precision == "bf16" and not networks.native_bf16(torch.device("cpu")):
+    if precision == "bf16" and not devices.native_bf16(torch.device("cpu")):
         pytest.skip("this processor does not multiply bfloat16, and a worker refuses to emulate it")
     with Place(tmp_path, Broker(tmp_path / "valkey", appendfsync="everysec")) as place:
         seen = np.random.default_rng(1).integers(0, 256, (64, 224, 224, 3), np.uint8)

@@ -23,6 +23,13 @@ BAD = 255  # a frame of this value makes the network fail
 PATIENCE_S = 30
 
 
+class Activations:
+    """What a forward pass holds on a device for as long as something refers to it."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+
+
 class Device:
     """Scores a frame of value v as (v / 255, 0, 1 - v / 255); may be slow, small, or broken."""
 
@@ -35,6 +42,7 @@ class Device:
         self.entered = threading.Event()
         self.batches: list[int] = []
         self.steps: list[str] = []
+        self.held: weakref.WeakSet[Activations] = weakref.WeakSet()
 
     def begin(self, frames: Frames) -> Callable[[], Scores]:
         """Takes frames, and scores them when it is waited for."""
@@ -47,7 +55,9 @@ class Device:
         self.steps.append(f"wait for {frames[0, 0, 0, 0]}")
         self.entered.set()
         assert self.open.wait(PATIENCE_S)
-        if len(frames) > self.capacity:
+        activations = Activations(len(frames))
+        self.held.add(activations)
+        if sum(one.images for one in self.held) > self.capacity:
             raise OutOfDeviceMemoryError(f"{len(frames)} do not fit")
         values = frames[:, 0, 0, 0]
         if self.broken or BAD in values:

@@ -78,11 +78,3 @@ def test_normalise_gives_torchvisions_numbers(dtype: torch.dtype) -> None:
     assert torch.equal(pixels, expected)
     assert pixels.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(frames, before)
-
-
-def test_bf16_is_native_only_where_the_hardware_says_so() -> None:
-    """The CPU's answer follows its instruction sets, and a device that is not there has none."""
-    capabilities = torch.cpu.get_capabilities()
-    hardware = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    assert network.native_bf16(CPU) is hardware
-    assert network.native_bf16(torch.device("meta")) is False

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.worker import REPOSITORY
-from worker import settings
-from worker.cores import usable
+from worker import cores, settings
+from worker.cores import gpus, usable
 from worker.errors import UsageError
 
 OUT_OF_RANGE = {
@@ -154,10 +154,22 @@ def test_cores_are_those_that_the_container_is_given(tmp_path: Path, limit: str 
 
 
 def test_beside_a_gpu_the_cores_decode(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The network leaves them free; what was asked for stands on both."""
-    assert settings.load().decoder_count(on_gpu=True) == max(2, usable() - 1)
+    """The network leaves them free, to as many workers as there are GPUs; what was asked for stands on both."""
+    monkeypatch.setattr(cores, "usable", lambda: 24)
+    for machine, decoders in ((1, 23), (4, 5), (16, 2)):
+        monkeypatch.setattr(cores, "gpus", lambda machine=machine: machine)
+        assert settings.load().decoder_count(on_gpu=True) == decoders
+    assert (settings.load().torch_thread_count(on_gpu=True), settings.load().torch_thread_count()) == (1, 24)
     monkeypatch.setenv("MODERATION_DECODERS", "3")
     assert settings.load().decoder_count(on_gpu=True) == settings.load().decoder_count() == 3
+
+
+def test_gpus_are_counted_by_their_device_files(tmp_path: Path) -> None:
+    """Not by what a process is pinned to; none counts as one."""
+    assert gpus(tmp_path) == 1
+    for name in ("nvidia0", "nvidia1", "nvidia10", "nvidiactl", "nvidia-uvm", "nvidia-modeset", "null"):
+        (tmp_path / name).touch()
+    assert gpus(tmp_path) == 3
 
 
 def test_the_readmes_table_is_the_generated_one() -> None:

@@ -21,6 +21,7 @@ from trainer.frozen import FrozenPart
 from trainer.progress import Reporter
 from worker.decode import DecoderPool
 from worker.errors import WeightsError
+from worker.model import devices
 from worker.model import network as networks
 from worker.model.network import Network
 from worker.model.preprocessing import DecodeLimits, Preprocessing
@@ -44,7 +45,7 @@ def base() -> dict[str, torch.Tensor]:
 @pytest.fixture
 def part(base: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> FrozenPart:
     """In float32, whatever this processor has."""
-    monkeypatch.setattr(networks, "native_bf16", lambda device: False)
+    monkeypatch.setattr(devices, "native_bf16", lambda device: False)
     return FrozenPart(SMALL, base, Preprocessing(), torch.device("cpu"))
 
 
@@ -91,7 +92,7 @@ def test_where_the_processor_has_bf16_the_features_are_nearly_the_same(
     part: FrozenPart, base: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And under another key, so that neither is ever taken for the other."""
-    monkeypatch.setattr(networks, "native_bf16", lambda device: True)
+    monkeypatch.setattr(devices, "native_bf16", lambda device: True)
     shorter = FrozenPart(SMALL, base, Preprocessing(), torch.device("cpu"))
     frames = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), np.uint8)
     exact, given = part.forward(frames), shorter.forward(frames)
@@ -192,8 +193,10 @@ def test_a_version_names_what_faster_engines_need(
     head = {"1.5.weight": torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), "1.5.bias": torch.zeros(3)}
     whole = state_dict(base, head)
 
+    cpu = torch.device("cpu")
+
     def prepare(tested_on: list[Picture], known: engines.Known = engines.NOTHING) -> engines.ForEngines:
-        return engines.prepare(SMALL, whole, pictures, tested_on, decoders, Preprocessing(), 1.0, store, known)
+        return engines.prepare(SMALL, whole, pictures, tested_on, decoders, Preprocessing(), 1.0, store, known, cpu)
 
     made = prepare(pictures[::2])
     assert {"input", "0.0", "1", "4"} <= made.ranges.keys()

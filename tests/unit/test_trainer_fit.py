@@ -13,7 +13,6 @@ from PIL import Image
 from torch import nn
 
 from trainer import release
-from trainer.bases import choose_device
 from trainer.cli import run
 from trainer.errors import DataError, LockedError
 from trainer.fit import Plan, fit
@@ -283,9 +282,6 @@ def test_a_plan_that_cannot_be_carried_out_is_refused(few: Path) -> None:
         replace(plan(few), epochs=0)
     with pytest.raises(UsageError, match="ban threshold"):
         replace(plan(few), ban_threshold=1.5)
-    if not torch.cuda.is_available():
-        with pytest.raises(UsageError, match="no CUDA device"):
-            choose_device("cuda")
 
 
 def test_promoting_what_is_not_there_or_in_service_already_is_refused(fitted: tuple[WeightsStore, str, str]) -> None:

@@ -19,6 +19,7 @@ from trainer.frozen import FrozenPart
 from trainer.logistic import LogisticFit, fit_logistic
 from trainer.progress import Reporter
 from trainer.tables import Tables
+from worker.model import devices
 from worker.model import network as networks
 from worker.model.network import Network
 from worker.model.preprocessing import Preprocessing
@@ -147,7 +148,7 @@ def test_the_article_recipe_on_features_is_the_plain_loop(dropout: float, monkey
 
     The plain loop sends every picture through the whole network in every epoch and trains its last layer, in float32.
     """
-    monkeypatch.setattr(networks, "native_bf16", lambda device: False)
+    monkeypatch.setattr(devices, "native_bf16", lambda device: False)
     part = frozen(dropout)
     pictures = np.random.default_rng(0).integers(0, 256, (230, 32, 32, 3), np.uint8)
     labels = np.arange(230) % 3

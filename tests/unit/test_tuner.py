@@ -22,7 +22,7 @@ from worker.classifier import Classifier, Scores, Version
 from worker.errors import UsageError, WeightsError
 from worker.evidence import PICTURES_MAX, Evidence
 from worker.metrics import Metrics
-from worker.model import check_pictures, compiled
+from worker.model import check_pictures, compiled, devices
 from worker.model import network as networks
 from worker.model.agreement import RULES, Labels
 from worker.model.compiled import EngineCache, EngineError
@@ -129,7 +129,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     processor has no bf16, whatever it has."""
     for precision in ("bf16", "int8"):
         monkeypatch.setitem(RULES, precision, replace(RULES[precision], pictures_min=60))
-    monkeypatch.setattr(networks, "native_bf16", lambda device: False)
+    monkeypatch.setattr(devices, "native_bf16", lambda device: False)
     measured = SimpleNamespace(perf_counter=lambda: fake_time.passed_s)
     monkeypatch.setattr("worker.tuner.time", measured)
 
@@ -148,7 +148,7 @@ def test_where_the_processor_has_bf16_that_serves_until_int8_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One after the other, each on its own comparison; an int8 that lies leaves bf16 in service."""
-    monkeypatch.setattr(networks, "native_bf16", lambda device: True)
+    monkeypatch.setattr(devices, "native_bf16", lambda device: True)
     bench = Bench(tmp_path / "both", check=60)
     bench.tuner.tune(bench.classifier.version)
     assert (bench.engines, bench.fallbacks) == (["cpu-bf16", "cpu-int8"], [])

@@ -96,13 +96,14 @@ def cluster_pictures(
 
 
 def _gather(plan: "Plan", base_name: str, cache: Path | None, reporter: "Reporter") -> dict[str, object]:
-    from trainer.bases import choose_device, load_base
+    from trainer.bases import load_base
     from trainer.cache import FeatureCache
     from trainer.features import computer
     from trainer.first_labels import check_plan, gather
     from trainer.fit import decoder_pool
     from trainer.frozen import FrozenPart
     from trainer.tables import Tables
+    from worker.model import devices
     from worker.model import network as networks
     from worker.model.preprocessing import Preprocessing
 
@@ -114,7 +115,7 @@ def _gather(plan: "Plan", base_name: str, cache: Path | None, reporter: "Reporte
         Preprocessing(),
     )
     base, source = load_base(base_name, network, reporter)
-    part = FrozenPart(network, base, preprocessing, choose_device(settings.device), Tables(folder))
+    part = FrozenPart(network, base, preprocessing, devices.choose(settings.device), Tables(folder))
     most = settings.cache_max_mb * 2**20
     with (
         FeatureCache(folder, part.key, part.dtype, reporter.say, most) as kept,

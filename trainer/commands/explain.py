@@ -70,10 +70,9 @@ def explain(
     """
     from trainer import explain as explaining
     from trainer import maps, release
-    from trainer.bases import choose_device
     from trainer.fit import decoder_pool
     from trainer.shapley import Cut
-    from worker.model import files
+    from worker.model import devices, files
     from worker.model import network as networks
     from worker.model.preprocessing import Preprocessing
 
@@ -94,7 +93,7 @@ def explain(
             explaining.neutral(preprocessing) if background is None else explaining.background_of(background, decoders)
         )
     base = store.read_base(manifest.base.sha256, manifest.base.bytes)
-    cut = Cut(networks.get(manifest.network), base, preprocessing, choose_device(load_settings().device), layer)
+    cut = Cut(networks.get(manifest.network), base, preprocessing, devices.choose(load_settings().device), layer)
     made = explaining.explain(cut, heads, shown, against, samples)
     note = (
         "Red speaks for the label above it, blue against it.\n"

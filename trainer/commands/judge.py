@@ -21,13 +21,12 @@ def evaluate_version(version: str, test: Path, report: Path | None, weights: Pat
     """Judge the pictures in DIR with a stored version; prints its figures as JSON and changes nothing."""
     from trainer import release
     from trainer.assess import evaluate_stored
-    from trainer.bases import choose_device
     from trainer.cache import FeatureCache
     from trainer.fit import decoder_pool
     from trainer.frozen import FrozenPart
     from trainer.progress import Reporter
     from trainer.tables import Tables
-    from worker.model import files
+    from worker.model import devices, files
     from worker.model import network as networks
     from worker.model.preprocessing import Preprocessing
 
@@ -36,7 +35,7 @@ def evaluate_version(version: str, test: Path, report: Path | None, weights: Pat
     manifest = release.known(store, version)
     preprocessing = Preprocessing.from_json(manifest.preprocessing)
     base = store.read_base(manifest.base.sha256, manifest.base.bytes)
-    device = choose_device(settings.device)
+    device = devices.choose(settings.device)
     part = FrozenPart(networks.get(manifest.network), base, preprocessing, device, Tables(folder))
     kept = FeatureCache(folder, part.key, part.dtype, reporter.say, settings.cache_max_mb * 2**20)
     with kept, decoder_pool(preprocessing) as decoders:

@@ -43,6 +43,11 @@ Of much fewer, and the weights of the fully connected layers are read too often.
 COMPILING: Final = tuple(Path(__file__).with_name(f"{name}.py") for name in ("aoti", "compiler", "int8"))
 """Our own code that a library comes from: another release of it compiles anew."""
 
+CAPTURING: Final = (Path(__file__).with_name("graphed.py"),)
+"""Our own code that a GPU's graphs come from: another release of it is compared anew."""
+
+CPU: Final = torch.device("cpu")
+
 
 class EngineError(ModerationError):
     """An engine cannot be had; `reason` is one word for a metric."""
@@ -105,13 +110,16 @@ class EngineCache:
         self._trim()
         return CompiledEngine(library, precision, Preprocessing.from_json(manifest.preprocessing))
 
-    def key(self, manifest: Manifest, body: str, precision: str) -> str:
-        """A file name for what depends on the body, the precision, this processor, these releases, and our code."""
+    def key(self, manifest: Manifest, body: str, precision: str, device: torch.device = CPU) -> str:
+        """A file name for what depends on the body, the precision, this processor or GPU, these releases, our code."""
         decides: list[Any] = [body, precision, torch.__version__, torch.get_num_threads(), torch.cpu.get_capabilities()]
         if precision == "int8":
             ranges = sorted(manifest.activation_ranges.items())
             decides += [importlib.metadata.version("torchao"), ranges]
-        decides += [hashlib.sha256(source.read_bytes()).hexdigest() for source in COMPILING]
+        if device.type == "cuda":
+            decides += [torch.cuda.get_device_name(device), torch.version.cuda, torch.backends.cudnn.version()]
+        sources = CAPTURING if device.type == "cuda" else COMPILING
+        decides += [hashlib.sha256(source.read_bytes()).hexdigest() for source in sources]
         digest = hashlib.sha256(json.dumps(decides, default=str).encode()).hexdigest()
         return f"{manifest.network}-{precision}-{digest[:24]}"
 

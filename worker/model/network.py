@@ -130,17 +130,6 @@ def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
         return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
-def native_bf16(device: torch.device) -> bool:
-    """Whether `device` multiplies bfloat16 in hardware; emulated, it is several times slower than float32."""
-    if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    if device.type == "cuda" and torch.cuda.is_available():
-        with torch.cuda.device(device):
-            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return False
-
-
 def check_tensors(network: Network, tensors: Mapping[str, Tensor], where: str) -> None:
     """Raises WeightsError unless each tensor is one of the network's, of its shape, and finite.
 

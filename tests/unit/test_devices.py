@@ -1,0 +1,51 @@
+"""Which device networks run on, and what it can."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from worker.errors import UsageError
+from worker.model import devices
+
+CPU = torch.device("cpu")
+
+
+def test_cuda_that_is_not_there_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It names what to look at: the driver, where torch was built for CUDA, else the build."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for built_for, advice in (("13.0", "built for CUDA 13.0, so see that nvidia-smi"), (None, "install the build")):
+        monkeypatch.setattr(torch.version, "cuda", built_for)
+        with pytest.raises(UsageError, match=f"MODERATION_DEVICE is cuda but .*{advice}"):
+            devices.choose("cuda")
+    assert devices.choose("auto") == devices.choose("cpu") == CPU
+
+
+@pytest.fixture
+def convolutions() -> Iterator[Any]:
+    """cuDNN's settings of them, for the whole process, put back at the end."""
+    settings: Any = torch.backends.cudnn.conv
+    before = settings.fp32_precision
+    yield settings
+    settings.fp32_precision = before
+
+
+def test_where_there_is_cuda_it_is_taken_and_float32_is_float32(
+    monkeypatch: pytest.MonkeyPatch, convolutions: Any
+) -> None:
+    """Not TF32, which is what cuDNN's convolutions would be compared in; the CPU where it is asked for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    convolutions.fp32_precision = "tf32"
+    assert devices.choose("cpu") == CPU
+    assert convolutions.fp32_precision == "tf32"
+    assert devices.choose("auto") == devices.choose("cuda") == torch.device("cuda")
+    assert convolutions.fp32_precision == "ieee"
+
+
+def test_bf16_is_native_only_where_the_hardware_says_so() -> None:
+    """The CPU's answer follows its instruction sets, and a device that is not there has none."""
+    capabilities = torch.cpu.get_capabilities()
+    hardware = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    assert devices.native_bf16(CPU) is hardware
+    assert devices.native_bf16(torch.device("meta")) is False
