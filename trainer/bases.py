@@ -24,7 +24,11 @@ from worker.errors import UnavailableError, UsageError, WeightsError
 from worker.model import network as networks
 from worker.model.network import Network
 
-TRIAL_SOURCE: Final = "random:{seed} (for trials only)"
+TRIAL: Final = "random:"
+TRIAL_SOURCE: Final = f"{TRIAL}{{seed}} (for trials only)"
+
+CHAMPION: Final = "champion"
+"""The base that the champion stands on, which its store holds; ImageNet where there is no champion."""
 
 
 def load_base(name: str, network: Network, reporter: Reporter) -> tuple[dict[str, Tensor], str]:
@@ -33,10 +37,7 @@ def load_base(name: str, network: Network, reporter: Reporter) -> tuple[dict[str
     if kind == "random":
         if not (rest.isascii() and rest.isdigit() and int(rest) < 2**63):
             raise UsageError(f"The base {name!r} names no seed: write random:0 or another whole number.")
-        reporter.say(
-            f"WARNING: the base {name} is drawn at random and has learned nothing: it is FOR TRIALS ONLY, "
-            "never for judging people's pictures."
-        )
+        warn_of_trial(name, reporter)
         return random_base(network, int(rest)), TRIAL_SOURCE.format(seed=int(rest))
     if name == "imagenet":
         if network.name != "vgg11":
@@ -46,6 +47,15 @@ def load_base(name: str, network: Network, reporter: Reporter) -> tuple[dict[str
     if not path.is_file():
         raise UsageError(f"There is no base {name!r}: give imagenet, random:SEED, or the path of a weights file.")
     return file_base(path, network), path.name
+
+
+def warn_of_trial(source: str, reporter: Reporter) -> None:
+    """Says it loudly where a base is drawn at random."""
+    if source.startswith(TRIAL):
+        reporter.say(
+            f"WARNING: the base {source.partition(' ')[0]} is drawn at random and has learned nothing: it is FOR "
+            "TRIALS ONLY, never for judging people's pictures."
+        )
 
 
 def random_base(network: Network, seed: int) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from trainer import assess, calibrate, dataset, engines, explain, maps, operating, prepare, recipes, release
 from trainer.arrays import DoubleArray, FloatArray
-from trainer.bases import load_base
+from trainer.bases import CHAMPION, load_base, warn_of_trial
 from trainer.cache import MAX_BYTES, FeatureCache
 from trainer.calibrate import Aims, Calibration
 from trainer.evaluate import count, decisive, log_loss
@@ -38,7 +38,7 @@ from worker.decode import DecoderPool
 from worker.errors import UsageError
 from worker.model import devices
 from worker.model import network as networks
-from worker.model.manifest import Manifest, ManifestDraft, identity
+from worker.model.manifest import BaseRef, Manifest, ManifestDraft, identity
 from worker.model.network import Network
 from worker.model.preprocessing import DecodeLimits, Preprocessing
 from worker.model.tensors import state_dict, tensors_digest
@@ -59,10 +59,10 @@ DECODERS_MAX: Final = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is asked for. `base` is `imagenet`, `random:SEED` or a file's path; `epochs` is the article's;
-    `prevalence` has shares of uploads by label, None for the training shares; `explained` is how many test pictures
-    the report has Shapley maps of; `preprocessing` says whether pictures are prepared as the champion does, where
-    there is one of this network, or as this release does by default.
+    """What a run is asked for. `base` is `imagenet`, `champion`, `random:SEED` or a file's path; `epochs` is the
+    article's; `prevalence` has shares of uploads by label, None for the training shares; `explained` is how many test
+    pictures the report has Shapley maps of; `preprocessing` says whether pictures are prepared as the champion does,
+    where there is one of this network, or as this release does by default.
 
     `cache` is the folder that keeps features and takes large tables; with None nothing is kept, and all is in memory.
     """
@@ -107,7 +107,7 @@ def fit(
         parent = store.champion()  # read first: a damaged store is found out before the work, not after it
         parts = parts or prepare.gather(plan.train, plan.test, reporter)
         network = networks.get(plan.network)
-        base, source = load_base(plan.base, network, reporter)
+        base, source, kept = _base(plan, store, parent, network, reporter)
         preprocessing = _preprocessing(plan, store, parent)
         frozen = FrozenPart(network, base, preprocessing, device, Tables(plan.cache))
         with open_cache(plan, frozen, reporter) as cache, decoder_pool(preprocessing) as decoders:
@@ -116,7 +116,7 @@ def fit(
             judged = judge(plan, frozen, head, features)
             reporter.say(judged.calibration.explanation)
             delta = _delta(network, head)
-            base_ref = store.add_base(base, source)
+            base_ref = kept or store.add_base(base, source)
             for_engines = engines.prepare(
                 network,
                 state_dict(base, delta),
@@ -160,6 +160,19 @@ def fit(
     accuracy = manifest.metrics["test"]["accuracy"]
     reporter.say(f"Published {manifest.id} as {role}: test accuracy {accuracy:.3f}.")
     return manifest
+
+
+def _base(
+    plan: Plan, store: WeightsStore, champion: str | None, network: Network, reporter: Reporter
+) -> tuple[dict[str, Tensor], str, BaseRef | None]:
+    """The tensors to start from, where they come from, and what the store has of them already."""
+    if plan.base != CHAMPION:
+        return *load_base(plan.base, network, reporter), None
+    manifest = None if champion is None else store.manifest(champion)
+    if manifest is None or manifest.network != plan.network:
+        return *load_base("imagenet", network, reporter), None
+    warn_of_trial(manifest.base.source, reporter)
+    return store.read_base(manifest.base.sha256, manifest.base.bytes), manifest.base.source, manifest.base
 
 
 def _preprocessing(plan: Plan, store: WeightsStore, champion: str | None) -> Preprocessing:

@@ -1,7 +1,8 @@
 """May the challenger take the champion's place? Their verdicts on the same test pictures in, a decision out.
 
 The challenger has to be *shown* not to be worse: the exact one-sided 95 % bound (`paired`) of the difference must lie
-above minus the margin, for accuracy and for the recall of risked, and its bans must be right as often as it claims.
+above minus the margin, for accuracy and for the recall of risked, and its bans must be right as often as it claims;
+one that bans nothing does not follow one that rightly bans, or people would have all of it at once.
 Too few pictures show nothing, and the decision says how many are missing. A picture counts as called what the contract
 says: risked from the ban threshold on, else the likeliest label. Rules only: reads no file and changes no store.
 """
@@ -46,6 +47,11 @@ class Check:
 
     def sentence(self) -> str:
         """The figures, for a person."""
+        if self.name == BANS:
+            return (
+                f"{self.name}: the champion bans {self.lost} of these risked pictures, the challenger none, and all "
+                "would wait for a person: not shown; --force where that is meant"
+            )
         if self.name == BAN_PRECISION:
             seen = f"{self.name}: {self.value:.4f}, {self.gained} of {self.pictures} bans are right, "
             seen += f"95 % bound {self.bound:.4f}, needed above {self.needed:.4f}"
@@ -60,6 +66,7 @@ class Check:
 
 
 BAN_PRECISION: Final = "ban precision"
+BANS: Final = "bans"
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,8 @@ def judge(
     notes = []
     if bans.hits.any():
         checks.append(_ban_precision(bans, ban_precision - margin, at))
+    elif banned := sum(champion[key][1].banned for key in risked):
+        checks.append(Check(BANS, len(risked), 0, banned, 0.0, 0.0, 0.0, passed=False, missing=None))
     else:
         notes.append("The challenger bans none of the test pictures, so there is no precision of bans to hold.")
     if other := len(challenger) - len(common):

@@ -14,6 +14,8 @@ from torch import nn
 
 from trainer import release
 from trainer.cli import run
+from trainer.commands.fit import fit as fit_command
+from trainer.commands.retrain import retrain
 from trainer.errors import DataError, LockedError
 from trainer.fit import Plan, fit
 from trainer.progress import Reporter
@@ -129,6 +131,38 @@ def test_the_manifest_says_what_a_worker_is_to_expect(fitted: tuple[WeightsStore
 def test_a_random_base_is_announced_loudly(fitted: tuple[WeightsStore, str, str]) -> None:
     assert "WARNING: the base random:0" in fitted[2]
     assert "FOR TRIALS ONLY" in fitted[2]
+
+
+def test_the_base_can_be_the_champions(few: Path, store: WeightsStore) -> None:
+    """Read from the store, whatever it came from, and said to be what it is; ImageNet only where there is no champion.
+
+    The small network has no ImageNet base, which is how that is seen."""
+    with pytest.raises(UsageError, match="no ImageNet base"):
+        fit(plan(few, base="champion"), store, Reporter(io.StringIO()))
+    champion = fit(plan(few, base="random:7"), store, Reporter(io.StringIO()))
+    draw(few / "train" / "more", 3, 9, noise=6)
+    for label in LABELS:
+        for picture in (few / "train" / "more" / label).iterdir():
+            picture.rename(few / "train" / label / picture.name)
+    shutil.rmtree(few / "train" / "more")
+    said = io.StringIO()
+    version = fit(plan(few, base="champion"), store, Reporter(said))
+    assert version.id != champion.id
+    assert version.base == champion.base
+    assert version.base.source == version.provenance["base_source"] == "random:7 (for trials only)"
+    assert "WARNING: the base random:7" in said.getvalue()
+    assert len(list((store.root / "base").iterdir())) == 1
+
+
+def test_only_a_scheduled_run_goes_on_from_the_champions_base_unasked() -> None:
+    """Or a store begun on another base would change it with the first job that names none."""
+    defaults = {
+        command.name: option.default
+        for command in (retrain, fit_command)
+        for option in command.params
+        if option.name == "base"
+    }
+    assert defaults == {"retrain": "champion", "fit": "imagenet"}
 
 
 def test_progress_is_told_in_plain_lines_where_there_is_no_terminal(fitted: tuple[WeightsStore, str, str]) -> None:

@@ -72,6 +72,15 @@ def test_a_margin_that_is_none_is_refused(margin: float) -> None:
         gate.judge(judged(2), judged(2), margin=margin)
 
 
+def test_a_version_that_never_bans_does_not_follow_one_that_does() -> None:
+    """As good at labels, but all that was removed would wait for a person: somebody has to want that."""
+    decision = gate.judge(judged(200), judged(200, banned=150))
+    assert [check.name for check in decision.checks if not check.passed] == ["bans"]
+    assert "bans 150 of these risked pictures, the challenger none" in decision.sentences()[-1]
+    assert json.loads(json.dumps(decision.to_json()))["passed"] is False
+    assert gate.judge(judged(200), judged(200, wrongly_banned=5)).passed  # wrong bans are none to miss
+
+
 def test_bans_have_to_be_right_as_often_as_claimed() -> None:
     assert gate.judge(judged(200, banned=100), judged(200)).passed
     wrong = gate.judge(judged(200, banned=100, wrongly_banned=20), judged(200))

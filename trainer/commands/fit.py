@@ -14,7 +14,7 @@ from trainer.settings import load_settings, open_store
 @click.command()
 @click.option("--train", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Training pictures.")
 @click.option("--test", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Test pictures.")
-@plan_options
+@plan_options(base="imagenet")
 @weights_option
 def fit(train: Path, test: Path, weights: Path | None, **how: Any) -> None:
     """Fit a new version on labelled folders and publish it; its id is the last line on stdout.

@@ -1,10 +1,14 @@
 """What several commands are asked in the same words. Knows no command."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from worker.errors import UsageError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 weights_option = click.option(
     "--weights",
@@ -19,13 +23,20 @@ cache_option = click.option(
     help="The feature cache [default: MODERATION_CACHE_DIR, else ~/.cache/moderation-trainer].",
 )
 by_option = click.option("--by", metavar="NAME", help="Who is on record for it [default: this user].")
-base_option = click.option(
-    "--base",
-    default="imagenet",
-    show_default=True,
-    metavar="imagenet|FILE|random:SEED",
-    help="Where the frozen network starts from; random is for trials only.",
-)
+
+
+def base_option(default: str) -> Callable[[Command], Command]:
+    """`--base`, with another default for what goes on from the champion."""
+    return click.option(
+        "--base",
+        default=default,
+        show_default=True,
+        metavar="imagenet|champion|FILE|random:SEED",
+        help="Where the frozen network starts from; champion is what the champion stands on, imagenet where there is "
+        "none; random is for trials only.",
+    )
+
+
 margin_option = click.option(
     "--margin",
     type=float,

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, Literal
 
 import click
 
-from trainer.commands.options import base_option, by_option, cache_option
+from trainer.commands.options import Command, base_option, by_option, cache_option
 from trainer.settings import Settings, cache_folder
 from worker.errors import UsageError
 
@@ -14,10 +14,7 @@ if TYPE_CHECKING:
     from trainer.fit import Plan
     from trainer.progress import Reporter
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
 OPTIONS: Final = (
-    base_option,
     click.option(
         "--recipe",
         type=click.Choice(["default", "article"]),
@@ -74,11 +71,15 @@ OPTIONS: Final = (
 )
 
 
-def plan_options(command: Command) -> Command:
-    """Gives a command the options that `plan_of` takes."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
+def plan_options(base: str) -> Callable[[Command], Command]:
+    """Gives a command the options that `plan_of` takes; `base` is where it starts from unless --base says so."""
+
+    def given(command: Command) -> Command:
+        for option in reversed((base_option(base), *OPTIONS)):
+            command = option(command)
+        return command
+
+    return given
 
 
 def plan_of(

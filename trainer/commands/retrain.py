@@ -40,7 +40,7 @@ class _Reporting(click.Command):
     metavar="DIR",
     help="The growing data set: DIR/train/interim/<label>, DIR/test/interim/<label>.",
 )
-@plan_options
+@plan_options(base="champion")
 @margin_option
 @click.option(
     "--test-share",
