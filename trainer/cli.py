@@ -14,6 +14,7 @@ import click
 
 from trainer.commands import cluster, explain, fit, judge, release, retrain
 from trainer.errors import DataError, LockedError, RefusedError
+from worker import misspelt
 from worker.errors import ModerationError, UnavailableError, UsageError, WeightsError
 
 EXIT_CODES: Final[tuple[tuple[type[ModerationError], int], ...]] = (
@@ -30,6 +31,8 @@ INTERRUPTED: Final = 130
 @click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def cli() -> None:
     """Fine-tune, version and release the weights that the moderation worker serves."""
+    for sentence in misspelt.sentences():
+        click.echo(f"WARNING: {sentence}", err=True)
 
 
 for command in (

@@ -15,7 +15,7 @@ from celery import Celery, Task, bootsteps, signals
 from celery.exceptions import Reject
 from kombu.transport import redis as transport
 
-from worker import bus, deadletter, logs, settings
+from worker import bus, deadletter, logs, misspelt, settings
 from worker.client import Moderation
 from worker.errors import ModerationError, UsageError
 from worker.verdict import check_content_id
@@ -216,3 +216,5 @@ app.steps["worker"].add(PullerStep)
 def _set_up_logging(**_: Any) -> None:
     configured = read_settings()
     logs.set_up(configured.log_level, configured.log_format)
+    for sentence in misspelt.sentences():
+        logger.warning(sentence)

@@ -177,7 +177,7 @@ TRANSLATIONS: tuple[tuple[type[Exception], type[ModerationError], str], ...] = (
     (redis.exceptions.OutOfMemoryError, UnavailableError, "Redis is out of memory; give it more, then try again"),
     (redis.exceptions.ReadOnlyError, UnavailableError, "This Redis is a read-only replica; try again shortly"),
     (redis.exceptions.BusyLoadingError, UnavailableError, "Redis is still loading its data; try again in a moment"),
-    (redis.exceptions.ConnectionError, UnavailableError, "Redis does not answer; start it, or set its URL"),
+    (redis.exceptions.ConnectionError, UnavailableError, "Redis does not answer; start it or set MODERATION_REDIS_URL"),
     (redis.exceptions.TimeoutError, UnavailableError, "Redis does not answer in time; try again"),
     (redis.exceptions.ResponseError, UnavailableError, "Redis refused a command"),
     (redis.exceptions.RedisError, UnavailableError, "Redis failed"),

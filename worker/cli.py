@@ -16,7 +16,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from worker import bus, cli_people, exporter, logs, settings
+from worker import bus, cli_people, exporter, logs, misspelt, settings
 from worker import status as screen
 from worker.client import Moderation
 from worker.errors import ModerationError
@@ -44,8 +44,12 @@ class _Cli(click.Group):
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="moderation-worker")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Image moderation: submit content IDs, read verdicts, run workers. Settings: MODERATION_* variables."""
+    if context.invoked_subcommand not in ("worker", "exporter"):  # those have a log to say it in
+        for sentence in misspelt.sentences():
+            click.echo(f"warning: {sentence}", err=True)
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
@@ -157,6 +161,8 @@ def run_exporter(port: int | None) -> None:
     """Serve the whole service's figures for Prometheus; needs no worker."""
     configured = settings.load()
     logs.set_up(configured.log_level, configured.log_format)
+    for sentence in misspelt.sentences():
+        logger.warning(sentence)
     client = bus.connect(configured.redis_url, configured.sentinel_master)
     server = HealthServer(
         configured.metrics_host,
@@ -164,6 +170,7 @@ def run_exporter(port: int | None) -> None:
         exporter.registry(client),
         healthy=lambda: None,
         ready=lambda: exporter.problem(client),
+        advice="MODERATION_EXPORTER_PORT (or --port) to a free port",
     )
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -9,7 +9,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from worker.errors import UsageError
+from worker.errors import ModerationError, UsageError
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -34,6 +34,9 @@ class HealthServer:
     Args:
         healthy: None, or one sentence on what stands still (then `/healthz` is 503).
         ready: None, or one sentence on what is missing (then `/readyz` is 503).
+        advice: what else to do where the port cannot be had.
+
+    `/metrics` is 503 where what it reads raises a ModerationError.
 
     Raises:
         UsageError: the port cannot be had.
@@ -47,31 +50,55 @@ class HealthServer:
         *,
         healthy: Callable[[], str | None],
         ready: Callable[[], str | None],
+        advice: str = "MODERATION_METRICS_PORT to a free port, or to 0 for none",
     ) -> None:
-        metrics: WSGIApplication = make_wsgi_app(registry)
+        self._metrics: WSGIApplication = make_wsgi_app(registry)
+        self._unreadable = False
         probes = {"/healthz": healthy, "/readyz": ready}
 
         def application(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
             path = environ.get("PATH_INFO", "")
             if path == "/metrics":
-                return metrics(environ, start_response)
+                try:
+                    return self._read(environ, start_response)
+                except ModerationError as error:
+                    return _say("503 Service Unavailable", str(error), start_response)
             probe = probes.get(path)
-            problem = "try /metrics, /healthz or /readyz" if probe is None else probe()
-            status = "404 Not Found" if probe is None else "200 OK" if problem is None else "503 Service Unavailable"
-            start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
-            return [f"{problem or 'ok'}\n".encode()]
+            if probe is None:
+                return _say("404 Not Found", "try /metrics, /healthz or /readyz", start_response)
+            problem = probe()
+            return _say("200 OK" if problem is None else "503 Service Unavailable", problem or "ok", start_response)
 
         try:
             self._server = make_server(host, port, application, server_class=_Server, handler_class=_Handler)
         except (OSError, OverflowError, TypeError, ValueError) as error:  # the last two: a host that can be no name
             raise UsageError(
                 f"Metrics cannot listen on {host[:80]!r}, port {port} ({error}): set MODERATION_METRICS_HOST to an "
-                "address of this machine, and MODERATION_METRICS_PORT to a free port, or to 0 for none."
+                f"address of this machine, and {advice}."
             ) from None
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
         self._thread.start()
+
+    def _read(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """What the registry holds; a line in the log when it cannot be read any more, and one when it can again."""
+        try:
+            said = self._metrics(environ, start_response)
+        except ModerationError as error:
+            if not self._unreadable:
+                logger.warning("/metrics cannot be read: %s", error)
+            self._unreadable = True
+            raise
+        if self._unreadable:
+            logger.warning("/metrics can be read again")
+        self._unreadable = False
+        return said
 
     def close(self) -> None:
         """Stops listening."""
         self._server.shutdown()
         self._server.server_close()
+
+
+def _say(status: str, text: str, start_response: "StartResponse") -> Iterable[bytes]:
+    start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+    return [f"{text}\n".encode()]

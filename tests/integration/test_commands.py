@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,18 @@ def test_without_redis_every_command_says_so(run: Run, words: list[str]) -> None
     assert "secret" not in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+def test_a_misspelt_setting_is_pointed_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be as if it had never been set: a limit on bans, or where Redis is. What is far from any is named too,
+    and settings of the trainer, which may stand in the same file, are none of it."""
+    monkeypatch.setenv("MODERATION_CACHE_MAX_MB", "1")
+    done = run("submit", "one", ban_quota_shre="0.01", zzz="1")
+    assert done.returncode == 0
+    assert [line for line in done.stderr.splitlines() if "no setting" in line] == [
+        "warning: MODERATION_BAN_QUOTA_SHRE is no setting and has no effect: MODERATION_BAN_QUOTA_SHARE is one.",
+        "warning: MODERATION_ZZZ is no setting and has no effect.",
+    ]
+
+
 def test_a_missing_verdict_is_exit_1(run: Run) -> None:
     """Not an error, but not a verdict either."""
     assert run("verdict", "never_seen").returncode == 1
@@ -149,6 +162,43 @@ def test_the_exporter_needs_no_worker(broker: Broker) -> None:
     finally:
         exporter.terminate()
         assert exporter.wait(30) == 0
+
+
+def test_an_outage_of_redis_is_a_sentence_to_a_scrape_and_a_line_in_the_exporters_log(
+    broker: Broker, tmp_path: Path
+) -> None:
+    """However often it is scraped: the log is read in just that incident."""
+    port = free_port()
+    command = [sys.executable, "-m", "worker.cli", "exporter", "--port", str(port)]
+
+    def scrape() -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+                return reply.status, reply.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    with (tmp_path / "log").open("w") as log:
+        environment = os.environ | {"MODERATION_REDIS_URL": broker.url}
+        exporter = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=log)
+    try:
+        wait_until(lambda: listens_at(port), "the exporter to listen", 90)
+        assert scrape()[0] == 200
+        broker.kill()
+        for _ in range(3):
+            status, said = scrape()
+            assert (status, said.startswith("Redis does not answer")) == (503, True)
+        broker.start()
+        wait_until(lambda: scrape()[0] == 200, "Redis to answer again")
+        taken = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=90)
+    finally:
+        exporter.terminate()
+        exporter.wait(30)
+    said = (tmp_path / "log").read_text()
+    assert said.count("cannot be read: Redis does not answer") == 1 and said.count("can be read again") == 1
+    assert "Traceback" not in said
+    assert taken.returncode == 2
+    assert "MODERATION_EXPORTER_PORT" in taken.stderr and "MODERATION_METRICS_PORT" not in taken.stderr
 
 
 @pytest.mark.parametrize("host", [None, "127.0.0.2"], ids=["by default", "where it is told to"])
