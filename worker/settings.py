@@ -92,7 +92,10 @@ class Settings(BaseSettings):
         0.2, description="a greater share of bans among at least 500 decided within 600 s opens the circuit breaker"
     )
     ban_quota_count: int = Field(0, ge=0, le=10**9, description="so does a greater number of bans within 600 s; 0: any")
-    verdict_ttl_s: int = Field(604800, ge=1, le=VERDICT_TTL_MAX_S, description="how long a verdict can be looked up")
+    verdict_ttl_s: int = Field(
+        604800, ge=1, le=VERDICT_TTL_MAX_S,
+        description="how long a verdict can be looked up, and how far the stream of verdicts reaches back",
+    )  # fmt: skip
     claim_deadline_s: PositiveSeconds = Field(120.0, description="a claim in work for longer is left to others")
     forward_timeout_s: PositiveSeconds = Field(60.0, description="a batch that takes longer ends the process")
     takeover_idle_s: PositiveSeconds = Field(15.0, description="a claim not refreshed for so long is taken over")

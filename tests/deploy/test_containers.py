@@ -97,6 +97,17 @@ def test_a_worker_may_keep_and_run_compiled_engines(services: dict[str, Any]) ->
         assert "exec" not in next(mount for mount in services[name]["tmpfs"] if mount.startswith("/tmp:")).split(",")
 
 
+def test_workers_cannot_write_what_the_trainer_computed(services: dict[str, Any]) -> None:
+    """Nor anything else that retraining writes: the next version is made of it."""
+    written = {
+        name: {v["source"] for v in services[name]["volumes"] if v["type"] == "volume" and not v.get("read_only")}
+        for name in ("worker-gpu0", "worker-gpu1", "worker-cpu", "retrain")
+    }
+    retraining = written.pop("retrain")
+    assert {"weights", "features", "data"} <= retraining
+    assert not any(retraining & others for others in written.values())
+
+
 def test_settings_that_are_passed_exist(services: dict[str, Any]) -> None:
     """Every MODERATION_* variable of our containers, in the file and in the images, and its value."""
     of_images = dict(re.findall(r"(MODERATION_\w+)=(\S+)", DOCKERFILE))

@@ -106,6 +106,21 @@ def test_pods_are_locked_down(documents: list[Document]) -> None:
         assert re.fullmatch(r"moderation-\w+:\d+\.\d+\.\d+", container["image"])
 
 
+def test_what_retraining_computed_is_there_for_the_next_run_and_for_no_worker(documents: list[Document]) -> None:
+    """The features of pictures, hours of work, in a claim that nothing else mounts."""
+    claims = {
+        name: {v["persistentVolumeClaim"]["claimName"] for v in pod["spec"]["volumes"] if "persistentVolumeClaim" in v}
+        for name, pod in pods(documents).items()
+    }
+    assert [name for name, used in claims.items() if "moderation-features" in used] == ["moderation-retrain"]
+    only(documents, "PersistentVolumeClaim", "moderation-features")
+
+
+def test_a_service_in_the_namespace_changes_no_setting(documents: list[Document]) -> None:
+    """Kubernetes gives a pod MODERATION_EXPORTER_PORT=tcp://… for a service of that name, unless told not to."""
+    assert all(pod["spec"]["enableServiceLinks"] is False for pod in pods(documents).values())
+
+
 def test_a_worker_is_probed_and_has_time_to_drain(documents: list[Document]) -> None:
     spec = pods(documents)["moderation-worker"]["spec"]
     (container,) = spec["containers"]

@@ -20,8 +20,15 @@ from tests.support.worker import REPOSITORY, WorkerProcess
 from worker.client import Moderation
 
 RUNBOOK = (REPOSITORY / "deploy" / "README.md").read_text(encoding="utf-8")
-HEADINGS = re.findall(r"^#+ (.*)$", RUNBOOK, re.M)
-ANCHORS = {re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-") for heading in HEADINGS}
+
+
+def anchors(page: str) -> set[str]:
+    """What a link into a page may name after its #."""
+    headings = re.findall(r"^#+ (.*)$", page, re.M)
+    return {re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+ANCHORS = anchors(RUNBOOK)
 AT_ONCE = Retry(NoBackoff(), 0)
 RULES = yaml.safe_load((REPOSITORY / "deploy" / "prometheus" / "rules" / "alerts.yml").read_text())
 ALERTS = [rule for group in RULES["groups"] for rule in group["rules"]]
@@ -47,7 +54,9 @@ def test_every_link_leads_somewhere() -> None:
         if target.startswith("#"):
             assert target[1:] in ANCHORS, target
         elif not target.startswith("https://"):
-            assert (REPOSITORY / "deploy" / target).exists(), target
+            path, _, anchor = target.partition("#")
+            assert (REPOSITORY / "deploy" / path).exists(), target
+            assert not anchor or anchor in anchors((REPOSITORY / "deploy" / path).read_text()), target
 
 
 def test_the_commands_it_names_exist() -> None:

@@ -116,6 +116,14 @@ def test_retraining_may_write_what_it_is_told_to_write_and_others_read_its_figur
     assert {Path(folder).name for folder in writable} <= set(made[1].split(","))
 
 
+def test_workers_cannot_write_what_the_trainer_computed() -> None:
+    """The next version is fitted on it. One user runs both, so it is the folder that a unit may write that counts."""
+    folders = {name: unit(name)["CacheDirectory"] for name in SERVICES if "CacheDirectory" in unit(name)}
+    trainers = folders.pop("moderation-retrain.service")
+    assert len(folders) == 2 and trainers not in folders.values()
+    assert f"XDG_CACHE_HOME=%C/{trainers} " in unit("moderation-retrain.service")["Environment"]
+
+
 def test_the_environment_file_names_settings_that_exist() -> None:
     """And its own values are accepted."""
     fields = {name.removeprefix("MODERATION_").lower(): value for name, value in environment()}
