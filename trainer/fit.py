@@ -155,10 +155,11 @@ def fit(
             panels = maps.panels(explained)
             page = assess.report_of(version_id, draft, features, outcomes, champion, decoders, panels)
         files = {OUTCOMES_FILE: outcomes.to_json(), REPORT_FILE: page}
+        done = "Judged again, its training pictures being the same," if version_id in store.versions() else "Published"
         manifest = store.publish(draft, delta, files)
         role = release.take_its_place(store, manifest.id, by=plan.by)
     accuracy = manifest.metrics["test"]["accuracy"]
-    reporter.say(f"Published {manifest.id} as {role}: test accuracy {accuracy:.3f}.")
+    reporter.say(f"{done} {manifest.id} as {role}: test accuracy {accuracy:.3f}.")
     return manifest
 
 

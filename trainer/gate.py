@@ -77,11 +77,13 @@ class Decision:
     margin: float
     pictures: int
     notes: tuple[str, ...] = ()
+    refused: bool = False
+    """Whether nothing could be compared at all."""
 
     @property
     def passed(self) -> bool:
         """Whether all was shown."""
-        return all(check.passed for check in self.checks)
+        return not self.refused and all(check.passed for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
         """For the history and the report."""

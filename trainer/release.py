@@ -7,13 +7,13 @@ to say; this module says which version plays which part. Knows nothing of pictur
 import contextlib
 import getpass
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final, Literal
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from trainer import gate, locks, outcomes
@@ -22,7 +22,7 @@ from trainer.gate import Decision
 from trainer.outcomes import Outcomes
 from worker.errors import UsageError, WeightsError
 from worker.model.manifest import Manifest
-from worker.model.weights import WeightsStore
+from worker.model.weights import ChampionChangedError, WeightsStore
 
 Role = Literal["champion", "challenger"]
 
@@ -32,10 +32,13 @@ CHOSE_ON_TEST: Final = (
 )
 
 
-def one_run(store: WeightsStore) -> AbstractContextManager[None]:
+@contextlib.contextmanager
+def one_run(store: WeightsStore) -> Iterator[None]:
     """Hold the store's run lock. Raises LockedError where another run holds it, WeightsError where the store's folder
     cannot be written to."""
-    return locks.one_run(store.root, "weights store", "--weights", WeightsError)
+    with locks.one_run(store.root, "weights store", "--weights", WeightsError):
+        store.remove_abandoned()
+        yield
 
 
 def take_its_place(store: WeightsStore, version_id: str, *, by: str) -> Role:
@@ -73,12 +76,21 @@ def promote(
     if champion is None:
         store.promote(version_id, by=by, why=why, forced=force)
         return
-    decision = compare(store, version_id, champion, margin)
+    try:
+        decision = compare(store, version_id, champion, margin)
+    except WeightsError as error:  # what they were tested on is damaged
+        if not force:
+            raise
+        decision = Decision((), margin, 0, (f"Nothing was compared: {error}",), refused=True)
     for sentence in decision.sentences():
         say(sentence)
     if not decision.passed and not force:
         raise RefusedError(_refusal(version_id, champion, decision))
-    store.promote(version_id, by=by, why=why, gate=decision.to_json(), forced=force and not decision.passed)
+    forced = force and not decision.passed
+    try:
+        store.promote(version_id, by=by, why=why, gate=decision.to_json(), forced=forced, compared_with=champion)
+    except ChampionChangedError as error:  # a person's rollback, most likely, which this must not undo unseen
+        raise RefusedError(f"{error}.") from error
     _say_restart(store, champion, version_id, say)
 
 
@@ -147,9 +159,14 @@ def show_versions(store: WeightsStore, console: Console) -> None:
     """Print the versions, oldest first: a table on a terminal, tab-separated lines elsewhere."""
     champion, challenger = store.champion(), store.challenger()
     header = ("version", "role", "test accuracy", "ban threshold", "recipe", "base", "created", "by")
-    manifests = [store.manifest(version_id) for version_id in store.versions()]
+    manifests, damaged = [], []
+    for version_id in store.versions():
+        try:
+            manifests.append(store.manifest(version_id))
+        except WeightsError:  # of one of them; the others are still to be seen
+            damaged.append((version_id, _role(version_id, champion, challenger), "damaged", *[""] * (len(header) - 3)))
     manifests.sort(key=lambda manifest: str(manifest.provenance.get("created_at", "")))
-    rows = [_row(manifest, champion, challenger) for manifest in manifests]
+    rows = [_row(manifest, champion, challenger) for manifest in manifests] + damaged
     if not console.is_terminal:
         for row in (header, *rows):
             print("\t".join(row), file=console.file)  # rich would turn the tabs into spaces
@@ -158,18 +175,21 @@ def show_versions(store: WeightsStore, console: Console) -> None:
     for name in header:
         table.add_column(name, no_wrap=name == "version")
     for row in rows:
-        table.add_row(*row, style="bold" if row[1] == "champion" else "")
+        table.add_row(*map(escape, row), style="bold" if row[1] == "champion" else "")
     console.print(table)
 
 
+def _role(version_id: str, champion: str | None, challenger: str | None) -> str:
+    return {challenger: "challenger", champion: "champion"}.get(version_id, "")
+
+
 def _row(manifest: Manifest, champion: str | None, challenger: str | None) -> tuple[str, ...]:
-    role = {champion: "champion", challenger: "challenger"}.get(manifest.id, "")
     accuracy = manifest.metrics.get("test", {}).get("accuracy")
     threshold = manifest.ban_threshold
     proven = "" if manifest.ban_threshold_proven else " (unproven)"
     return (
         manifest.id,
-        role,
+        _role(manifest.id, champion, challenger),
         f"{accuracy:.3f}" if isinstance(accuracy, float) else "unknown",
         "never bans" if threshold is None else f"{threshold:g}{proven}",
         str(manifest.provenance.get("recipe", "")),

@@ -38,6 +38,7 @@ def publish_colours(
     preprocessing: Preprocessing | None = None,
     ranges: bool = False,
     check: tuple[Frames, Labels] | None = None,
+    by: str = "tests",
 ) -> str:
     """Publishes a version of the colour network; another `sharpness` or threshold makes another version.
 
@@ -70,7 +71,7 @@ def publish_colours(
         ban_threshold_proven=False,
         review_threshold=review_threshold,
         metrics={"test": {"accuracy": 1.0}, **(metrics or {})},
-        provenance={"by": "tests", "torch": torch.__version__},
+        provenance={"by": by, "torch": torch.__version__},
     )
     version_id = store.publish(draft, {name: state[name] for name in head}).id
     if promote:

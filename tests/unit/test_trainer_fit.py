@@ -133,6 +133,21 @@ def test_a_random_base_is_announced_loudly(fitted: tuple[WeightsStore, str, str]
     assert "FOR TRIALS ONLY" in fitted[2]
 
 
+def test_fitting_again_is_judged_on_the_test_pictures_of_now(few: Path, store: WeightsStore) -> None:
+    """More of them make no other version, and are what the gate asks for."""
+    version = fit(plan(few), store, Reporter(io.StringIO()))
+    draw(few / "more", 5, 9, noise=6)
+    for picture in sorted((few / "more").glob("*/*")):
+        picture.rename(few / "test" / picture.parent.name / picture.name)
+    again = fit(plan(few), store, Reporter(io.StringIO()))
+    assert again.id == version.id
+    counts = [manifest.data["counts"]["test"] for manifest in (version, again, store.manifest(version.id))]
+    outcomes = release.read_outcomes(store, version.id)
+    assert outcomes is not None
+    assert (sum(counts[0].values()), sum(counts[1].values()), len(outcomes.verdicts())) == (9, 24, 24)
+    assert counts[1] == counts[2]
+
+
 def test_the_base_can_be_the_champions(few: Path, store: WeightsStore) -> None:
     """Read from the store, whatever it came from, and said to be what it is; ImageNet only where there is no champion.
 

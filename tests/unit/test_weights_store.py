@@ -1,7 +1,9 @@
 """The weights store: what is published comes back as it was, and one version at a time is in service."""
 
 import json
+import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from worker.errors import UsageError, WeightsError
 from worker.model import network
 from worker.model.manifest import BaseRef, EngineCheck, Manifest, ManifestDraft, identity
 from worker.model.tensors import state_dict
-from worker.model.weights import WeightsStore
+from worker.model.weights import ChampionChangedError, WeightsStore
 
 HEAD = ["classifier.3.bias", "classifier.3.weight"]
 
@@ -123,13 +125,81 @@ def test_a_base_is_stored_once(store: WeightsStore) -> None:
     assert [path.name for path in (store.root / "base").iterdir()] == [f"{first.sha256}.safetensors"]
 
 
-def test_publishing_twice_changes_nothing(store: WeightsStore, base: BaseRef) -> None:
-    """The first one stays: time and author of a second are not written over it."""
-    first = store.publish(draft(base, provenance={"by": "first"}), delta(0.5))
-    second = store.publish(draft(base, provenance={"by": "second"}), delta(0.5))
-    assert second == first
-    assert store.manifest(first.id).provenance == {"by": "first"}
+def test_publishing_again_takes_what_was_found_out_anew(store: WeightsStore, base: BaseRef) -> None:
+    """Such as on more test pictures, which the gate then counts. What decides verdicts stays, and who made it when."""
+    given = {"by": "first", "created_at": "2026-01-01T00:00:00Z", "seed": 1}
+    first = store.publish(draft(base, provenance=given), delta(0.5), {"report.html": b"old"})
+    before = (store.root / "versions" / first.id / "delta.safetensors").stat()
+    again = draft(
+        base, provenance={"by": "second", "created_at": "2026-02-02T00:00:00Z", "seed": 2},
+        metrics={"test": {"accuracy": 0.9}}, parent=first.id,
+    )  # fmt: skip
+    second = store.publish(again, delta(0.5), {"report.html": b"new", "more.json": b"{}"})
+    assert second.id == first.id and store.manifest(first.id) == second
+    assert second.provenance == {"by": "first", "created_at": "2026-01-01T00:00:00Z", "seed": 2}
+    assert second.metrics == {"test": {"accuracy": 0.9}} and second.parent is None
+    assert [store.read_extra(first.id, name, 9) for name in ("report.html", "more.json")] == [b"new", b"{}"]
+    assert (store.root / "versions" / first.id / "delta.safetensors").stat() == before
     assert [path.name for path in (store.root / "versions").iterdir()] == [first.id]
+
+
+def test_a_base_that_is_there_is_not_written_again(store: WeightsStore, base: BaseRef) -> None:
+    """Half a gigabyte for a version of kilobytes; a damaged one is mended."""
+    path = store.root / "base" / f"{base.sha256}.safetensors"
+    before = path.stat()
+    assert store.add_base(random_base(TINY, seed=1), "random:1") == base
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    path.write_bytes(b"x" * base.bytes)
+    assert store.add_base(random_base(TINY, seed=1), "random:1") == base
+    assert store.read_base(base.sha256, base.bytes)
+
+
+def test_what_killed_processes_left_is_removed_an_hour_later(store: WeightsStore, base: BaseRef) -> None:
+    """Files and folders half-written; what may still be in work stays, and so does all that has a name."""
+    version = published(store, base, 0.5)
+    for folder in (store.root, store.root / "base", store.root / "versions"):
+        for name, age_s in ((".old.tmp", 4000), (".new.tmp", 10)):
+            (folder / name).write_bytes(b"half")
+            os.utime(folder / name, (time.time() - age_s,) * 2)
+    (store.root / "versions" / ".folder.tmp").mkdir()
+    os.utime(store.root / "versions" / ".folder.tmp", (0, 0))
+    store.remove_abandoned()
+    assert sorted(path.name for path in store.root.rglob("*.tmp")) == [".new.tmp"] * 3
+    store.verify(version)
+
+
+def test_what_is_written_is_as_readable_as_the_store(store: WeightsStore, base: BaseRef) -> None:
+    """Whatever the umask of who promotes: workers are often another user."""
+    store.root.chmod(0o755)
+    before = os.umask(0o077)
+    try:
+        version = published(store, base, 0.5)
+        store.promote(version, by="ada", why="first")
+    finally:
+        os.umask(before)
+    folder = store.root / "versions" / version
+    assert [path.stat().st_mode & 0o777 for path in (folder.parent, folder)] == [0o755, 0o755]
+    assert [path.stat().st_mode & 0o777 for path in (store.root / "champion", folder / "manifest.json")] == [0o644] * 2
+
+
+def test_a_version_compared_with_another_champion_is_not_promoted(store: WeightsStore, base: BaseRef) -> None:
+    """Somebody rolled back, or promoted, while it was compared."""
+    first, second, third = (store.publish(draft(base), delta(value)).id for value in (0.1, 0.2, 0.3))
+    store.promote(first, by="ada", why="first")
+    store.promote(second, by="ada", why="second", compared_with=first)
+    store.rollback(by="grace", why="it bans cats")
+    with pytest.raises(ChampionChangedError, match=f"compared with {second}, and {first} serves by now"):
+        store.promote(third, by="ada", why="third", compared_with=second)
+    assert store.champion() == first
+
+
+def test_a_challenger_that_comes_back_into_service_is_none_any_more(store: WeightsStore, base: BaseRef) -> None:
+    first, second = (store.publish(draft(base), delta(value)).id for value in (0.1, 0.2))
+    store.promote(first, by="ada", why="first")
+    store.promote(second, by="ada", why="second")
+    store.set_challenger(first)
+    store.rollback(by="grace", why="it bans cats")
+    assert (store.champion(), store.challenger()) == (first, None)
 
 
 def test_publishing_at_the_same_time_leaves_one_version(store: WeightsStore, base: BaseRef) -> None:

@@ -9,11 +9,15 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
+from typing import Final
 
 from worker.errors import WeightsError
+
+ABANDONED_S: Final = 3600.0
 
 
 class AbsentError(WeightsError):
@@ -56,7 +60,10 @@ def open_inside(
 def folder_inside(root: Path, name: str) -> Path:
     """The folder `name` in `root`, made where it is missing. WeightsError where it is a link out of `root`."""
     folder = root / name
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        root.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        folder.chmod(root.stat().st_mode & 0o777)
     if not folder.resolve().is_relative_to(root.resolve()):
         raise WeightsError(f"{name} is a link out of the store {root}: put the folder itself there")
     return folder
@@ -65,7 +72,7 @@ def folder_inside(root: Path, name: str) -> Path:
 def replace(path: Path, content: bytes) -> None:
     """Puts `content` in the place of `path` in one step, on disk when this returns."""
     with temporary_in(path.parent) as temporary:
-        _write(temporary, content)
+        _write(temporary, content, _readable_as(path.parent))
         os.replace(temporary, path)
     sync_folder(path.parent)
 
@@ -77,8 +84,9 @@ def add_folder(path: Path, files: Mapping[str, bytes]) -> bool:
     """
     with temporary_in(path.parent) as temporary:
         temporary.mkdir()
+        temporary.chmod(path.parent.stat().st_mode & 0o777)
         for name, content in files.items():
-            _write(temporary / name, content)
+            _write(temporary / name, content, _readable_as(path.parent))
         sync_folder(temporary)
         try:
             os.rename(temporary, path)
@@ -145,12 +153,31 @@ def temporary_in(folder: Path) -> Iterator[Path]:
             path.unlink(missing_ok=True)
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Removes temporary names in `folder` that nobody has written to for ABANDONED_S."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.lstat().st_mtime > time.time() - ABANDONED_S:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+
+
 def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
-def _write(path: Path, content: bytes) -> None:
+def _readable_as(folder: Path) -> int:
+    """Rights of a new file: whoever may read the folder may read it, whatever the umask of who writes it; a worker is
+    often another user than the trainer."""
+    return folder.stat().st_mode & 0o666
+
+
+def _write(path: Path, content: bytes, rights: int) -> None:
     with open(path, "xb") as file:
+        os.fchmod(file.fileno(), rights)
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

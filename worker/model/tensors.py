@@ -5,7 +5,6 @@ Knows no folders, versions or networks.
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 
 import safetensors
 import safetensors.torch
@@ -41,15 +40,6 @@ def decode(content: bytes, where: str) -> dict[str, Tensor]:
         return safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise WeightsError(f"{where} is no safetensors file: copy it into the store again") from error
-
-
-def write(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Writes a safetensors file without a second copy in memory; raises OSError."""
-    try:
-        safetensors.torch.save_file({name: _plain(tensor) for name, tensor in tensors.items()}, path)
-    except safetensors.SafetensorError as error:
-        # How safetensors reports a full disk.
-        raise OSError(str(error)) from error
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -37,6 +37,10 @@ _EXTRA_FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", re.ASCII)
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
+class ChampionChangedError(WeightsError):
+    """Another version came into service meanwhile."""
+
+
 class WeightsStore:
     """The store in the folder `root`. Reading needs no right to write and takes no lock."""
 
@@ -91,18 +95,13 @@ class WeightsStore:
 
     def add_base(self, tensors: Mapping[str, Tensor], source: str) -> BaseRef:
         """Stores a frozen network, once however often it is added. `source` says where it comes from."""
-        with stored.usable(self.root):
-            folder = stored.folder_inside(self.root, "base")
-            with stored.temporary_in(folder) as temporary:
-                named.write(tensors, temporary)
-                # safetensors lets only its writer read the file; workers run as others. As readable as the folder.
-                temporary.chmod(folder.stat().st_mode & 0o666)
-                with temporary.open("rb") as file:
-                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                    os.fsync(file.fileno())
-                base = BaseRef(sha256=sha256, bytes=temporary.stat().st_size, source=source)
-                os.replace(temporary, folder / f"{sha256}.safetensors")
-            stored.sync_folder(folder)
+        content = named.encode(tensors)
+        base = BaseRef(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content), source=source)
+        try:
+            self._check_base(base)
+        except WeightsError:  # not there, or damaged
+            with stored.usable(self.root):
+                stored.replace(stored.folder_inside(self.root, "base") / f"{base.sha256}.safetensors", content)
         return base
 
     def add_check_pictures(self, content: bytes) -> FileRef:
@@ -121,7 +120,9 @@ class WeightsStore:
     ) -> Manifest:
         """Adds a version: the whole folder appears in one step, and is on disk when this returns.
 
-        What is already there under the same id stays as it is. `files` are put beside the manifest (report.html).
+        Of one that is already there under the same id, what decides verdicts stays as it is, and what was found out
+        about it, on other test pictures for one, takes the place of what was before. `files` are put beside the
+        manifest (report.html).
         Raises WeightsError where the delta does not fit the network or the base is not in the store, UsageError
         for a file name that is none.
         """
@@ -147,7 +148,23 @@ class WeightsStore:
             folder = stored.folder_inside(self.root, "versions")
             if stored.add_folder(folder / manifest.id, written):
                 return manifest
-        return self.verify(manifest.id)
+        return self._found_out_anew(manifest, written)
+
+    def _found_out_anew(self, manifest: Manifest, written: Mapping[str, bytes]) -> Manifest:
+        standing = self.verify(manifest.id)
+        made: dict[str, Any] = {
+            name: standing.provenance[name] for name in ("created_at", "by") if name in standing.provenance
+        }
+        provenance: dict[str, Any] = {**manifest.provenance, **made}
+        manifest = manifest.model_copy(
+            update={"delta": standing.delta, "parent": standing.parent, "provenance": provenance}
+        )
+        folder = self.root / "versions" / manifest.id
+        with stored.usable(self.root):
+            for name in written.keys() - {"delta.safetensors", "manifest.json"}:
+                stored.replace(folder / name, written[name])
+            stored.replace(folder / "manifest.json", manifest.to_json())
+        return manifest
 
     def read_extra(self, version_id: str, name: str, limit: int) -> bytes | None:
         """What was put beside a version's manifest under `name`, None where nothing was. Not verified: the caller
@@ -159,19 +176,28 @@ class WeightsStore:
             return None
 
     def promote(
-        self, version_id: str, *, by: str, why: str, gate: dict[str, Any] | None = None, forced: bool = False
+        self,
+        version_id: str,
+        *,
+        by: str,
+        why: str,
+        gate: dict[str, Any] | None = None,
+        forced: bool = False,
+        compared_with: str | None = None,
     ) -> None:
         """Puts a version into service once all it needs has been verified; a challenger so promoted is none any
         more. `gate` and `forced` go into the history as they are. UsageError where it is in service already,
-        WeightsError where it cannot be served."""
+        WeightsError where it cannot be served, ChampionChangedError where another champion than `compared_with`
+        serves by now."""
         with stored.locked(self.root):
             champion = self.champion()
             if champion == version_id:
                 raise UsageError(f"{version_id} is the champion already: name another version")
-            decided = {"gate": gate, "forced": forced}
-            self._put_in_service("promote", champion, version_id, by, why, decided)
-            if self.challenger() == version_id:
-                (self.root / "challenger").unlink()
+            if compared_with is not None and champion != compared_with:
+                raise ChampionChangedError(
+                    f"{version_id} was compared with {compared_with}, and {champion} serves by now: promote it again"
+                )
+            self._put_in_service("promote", champion, version_id, by, why, {"gate": gate, "forced": forced})
 
     def set_challenger(self, version_id: str | None) -> None:
         """Names the version to be scored beside the champion, None for none. Errors as `promote`."""
@@ -197,6 +223,12 @@ class WeightsStore:
             self._put_in_service("rollback", champion, trail[-2], by, why)
             return trail[-2]
 
+    def remove_abandoned(self) -> None:
+        """Removes what processes that were killed an hour ago and more had not finished writing."""
+        with stored.usable(self.root):
+            for folder in (self.root, *(self.root / name for name in ("base", "check", "versions"))):
+                stored.remove_abandoned(folder)
+
     def history(self) -> list[HistoryEntry]:
         """All promotions and rollbacks, oldest first. WeightsError where a line of history.jsonl is damaged."""
         try:
@@ -221,6 +253,8 @@ class WeightsStore:
         # other order would leave a champion that nobody promoted.
         stored.append_line(self.root / "history.jsonl", entry.to_json())
         stored.replace(self.root / "champion", f"{to}\n".encode())
+        if self.challenger() == to:
+            (self.root / "challenger").unlink()
 
     def _pointer(self, name: str) -> str | None:
         try:

@@ -1,0 +1,79 @@
+"""What happens to versions once they exist, on a store of real files: the gate's outcomes, rollbacks, damage, lists."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.support.store import colour_store, publish_colours
+from trainer import outcomes, release
+from trainer.errors import RefusedError
+from trainer.gate import Decision
+from worker.errors import WeightsError
+from worker.model.weights import WeightsStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> WeightsStore:
+    """A champion and two others, none of which keeps outcomes of test pictures."""
+    return colour_store(tmp_path / "weights")
+
+
+def others(store: WeightsStore) -> tuple[str, str]:
+    """Two versions more."""
+    return publish_colours(store, ban_threshold=0.71), publish_colours(store, ban_threshold=0.72)
+
+
+def champion_of(store: WeightsStore) -> str:
+    champion = store.champion()
+    assert champion is not None
+    return champion
+
+
+def test_a_rollback_while_versions_are_compared_is_not_undone(
+    store: WeightsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The figures are about a champion that somebody has taken out of service meanwhile."""
+    first, (second, third) = champion_of(store), others(store)
+    store.promote(second, by="ada", why="second")
+
+    def compare(*_: object) -> Decision:
+        release.rollback(store, by="grace", why="it bans cats")
+        return Decision((), 0.02, 500)
+
+    monkeypatch.setattr(release, "compare", compare)
+    with pytest.raises(RefusedError, match=f"compared with {second}, and {first} serves by now: promote it again"):
+        release.promote(store, third, by="retrain", why="passed the gate")
+    assert store.champion() == first
+    assert [entry.action for entry in store.history()][-1] == "rollback"
+
+
+def test_damaged_outcomes_are_no_pass_and_force_goes_ahead_on_record(store: WeightsStore) -> None:
+    """As the refusal itself advises."""
+    champion, (other, _) = champion_of(store), others(store)
+    (store.root / "versions" / other / outcomes.FILE).write_bytes(b"[")
+    with pytest.raises(WeightsError, match="damaged"):
+        release.promote(store, other, by="ada", why="")
+    assert store.champion() == champion
+    said: list[str] = []
+    release.promote(store, other, by="ada", why="seen by hand", force=True, say=said.append)
+    entry = store.history()[-1]
+    assert (store.champion(), entry.forced, entry.gate is not None and entry.gate["passed"]) == (other, True, False)
+    assert any("damaged" in sentence for sentence in said)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_list_shows_the_others_where_one_version_is_damaged(store: WeightsStore, terminal: bool) -> None:
+    """The champion, whatever else it is, and names with what a terminal library takes for its own words."""
+    champion, (damaged, _) = champion_of(store), others(store)
+    odd = publish_colours(store, ban_threshold=0.73, by="ada [/ops] [team]")
+    (store.root / "versions" / damaged / "manifest.json").write_bytes(b"{}")
+    (store.root / "challenger").write_text(f"{champion}\n")  # as an older release left it after a rollback
+    shown = io.StringIO()
+    release.show_versions(store, Console(file=shown, force_terminal=terminal, width=250))
+    lines = {version: next(line for line in shown.getvalue().splitlines() if version in line)
+             for version in (champion, damaged, odd)}  # fmt: skip
+    assert "champion" in lines[champion] and "challenger" not in lines[champion]
+    assert "damaged" in lines[damaged]
+    assert "ada [/ops] [team]" in lines[odd]
