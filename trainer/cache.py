@@ -92,6 +92,10 @@ class FeatureCache:
             return whole[1] if whole else 0
         return 1 if whole or (sha256, False) in self._where else 0
 
+    def hold(self, wanted: set[str]) -> None:
+        """These pictures are to be read: what is computed meanwhile takes the room of others."""
+        self._used |= {path for (sha256, _), (path, _) in self._where.items() if sha256 in wanted}
+
     def add(self, entries: Sequence[Entry]) -> None:
         """Keep computed pictures, on disk when this returns. Raises CacheError where that fails."""
         if not entries:

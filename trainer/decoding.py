@@ -3,6 +3,7 @@
 Knows no network and no cache.
 """
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -59,6 +60,8 @@ def read_bounded(path: Path) -> bytes:
 def _begin(picture: Picture, decoders: DecoderPool) -> Callable[[], Decoded | Unreadable]:
     try:
         data = read_bounded(picture.path)
+        if hashlib.sha256(data).hexdigest() != picture.sha256:  # what is kept of it would be kept under another's name
+            raise ContentError("fetch_failed", "It was replaced while it was in use.")
     except ContentError as error:
         lost = Unreadable(picture.path, error.reason, error.detail)
         return lambda: lost

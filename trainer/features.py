@@ -147,6 +147,7 @@ def _complete(
     reporter: Reporter,
 ) -> list[Unreadable]:
     """Compute the pictures that the cache lacks, and keep them there; also those computed before an interruption."""
+    cache.hold({picture.sha256 for picture in pictures})
     missing = [picture for picture in pictures if not cache.frames(picture.sha256, frames)]
     if known := len(pictures) - len(missing):
         reporter.say(f"{what}: {known} of {len(pictures)} are in the cache.")

@@ -140,6 +140,8 @@ def apply(names: Path, out: Path, reporter: Reporter) -> dict[str, Any]:
     out.parent.mkdir(parents=True, exist_ok=True)
     with files.temporary_in(out.parent) as temporary:
         placed = _place(clustering.root, decided, temporary)
+        if not any(one.label for one in placed) and any(one.reason == "gone" for one in placed):
+            raise DataError(f"No picture is in {str(clustering.root)!r} any more: bring the folder back.")
         files.replace(check, labelling.check_file(placed))  # first: folders without their list would look complete
         try:
             temporary.rename(out)
@@ -151,7 +153,7 @@ def apply(names: Path, out: Path, reporter: Reporter) -> dict[str, Any]:
     reporter.say(_on_purity(right, filled, names.parent / SAMPLE))
     return {
         "labels": _counted([one.label for one in placed]),
-        "labelled_by_hand": sum(one.by_hand for one in placed if one.label),
+        "labelled_by_hand": sum(bool(one.by_hand) for one in placed if one.label),
         "to_check": _counted([one.reason for one in placed]),
         "check": str(check),
         "purity": right,

@@ -170,6 +170,8 @@ def _hand_labels(path: Path, known: set[str]) -> dict[str, str]:
     rows = csv.DictReader(io.StringIO(_text(path), newline=""))
     found = {}
     try:
+        if missing := {"path", "label"} - {*(rows.fieldnames or ())}:
+            raise DataError(f"{str(path)!r} has no column {min(missing)!r}: mend its first line.")
         for row in rows:
             name, label = row.get("path"), (row.get("label") or "").strip()
             if name not in known or name is None:
@@ -188,13 +190,14 @@ def _check_label(label: object, where: str) -> None:
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of a picture: its label, or the reason why a person must look; `suggested` is its cluster's name."""
+    """What becomes of a picture: its label, or the reason why a person must look; `suggested` is its cluster's name,
+    `by_hand` the label that a person gave it, or nothing."""
 
     picture: Clustered
     label: str | None
     reason: Reason | None
     suggested: str
-    by_hand: bool
+    by_hand: str
 
 
 def decide(clustering: Clustering, filled: Filled) -> list[Decision]:
@@ -203,9 +206,10 @@ def decide(clustering: Clustering, filled: Filled) -> list[Decision]:
     for picture in clustering.pictures:
         suggested = filled.names.get(key(picture.cluster), "")
         label, reason = _by_cluster(picture, suggested, clustering.doubt_max)
-        if hand := filled.by_hand.get(picture.path):
+        hand = filled.by_hand.get(picture.path, "")
+        if hand:
             label, reason = hand, None
-        made.append(Decision(picture, label, reason, suggested, hand is not None))
+        made.append(Decision(picture, label, reason, suggested, hand))
     return made
 
 
@@ -245,8 +249,7 @@ def check_file(decisions: Sequence[Decision]) -> bytes:
     for d in decisions:
         if d.by_hand or d.reason:
             cluster = "" if d.picture.cluster == NOISE else key(d.picture.cluster)
-            hand = d.label if d.by_hand and d.label else ""
-            rows.append((d.picture.path, cluster, d.suggested, d.reason or "labelled", hand))
+            rows.append((d.picture.path, cluster, d.suggested, d.reason or "labelled", d.by_hand))
     return _csv(("path", "cluster", "suggested", "reason", "label"), rows)
 
 

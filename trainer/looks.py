@@ -29,6 +29,9 @@ COLOUR_DISTANCE_MAX: Final = 12.0
 LOOKS_AT_ONCE: Final = 512
 """Compared with all known ones in one matrix product: 50 MB of results for 24,500 known ones."""
 
+PAIRS_AT_ONCE: Final = 65_536
+"""Of which colours are compared: 100 MB of differences."""
+
 
 def look(frame: Frames) -> Frames:
     """The look of one uint8 frame [H, W, 3], as uint8 [LOOK_BYTES]."""
@@ -49,7 +52,7 @@ def nearest_known(looks: Frames, known: Frames) -> IntArray:
         some = looks[start : start + LOOKS_AT_ONCE]
         # Of vectors of +1 and -1 the product is 256 less twice the number of differing bits.
         mine, theirs = np.nonzero(_signs(some) @ known_signs >= HASH_SIDE**2 - 2 * HASH_DISTANCE_MAX)
-        same = _same_colours(some[mine], known[theirs])
+        same = _same_colours(some, mine, known, theirs)
         found[start + mine[same]] = theirs[same]
     return found
 
@@ -59,7 +62,11 @@ def _signs(looks: Frames) -> FloatArray:
     return bits.astype(np.float32) * np.float32(2) - np.float32(1)
 
 
-def _same_colours(first: Frames, second: Frames) -> BoolArray:
-    difference = first[:, HASH_BYTES:].astype(np.float64) - second[:, HASH_BYTES:]
-    result: BoolArray = np.sqrt((difference**2).mean(axis=1)) <= COLOUR_DISTANCE_MAX
+def _same_colours(looks: Frames, mine: IntArray, known: Frames, theirs: IntArray) -> BoolArray:
+    """For pairs of rows; in slices, for pictures of one colour all have one hash, and every pair of them comes here."""
+    result = np.zeros(len(mine), np.bool_)
+    for start in range(0, len(mine), PAIRS_AT_ONCE):
+        some = slice(start, start + PAIRS_AT_ONCE)
+        difference = looks[mine[some], HASH_BYTES:].astype(np.float32) - known[theirs[some], HASH_BYTES:]
+        result[some] = (difference**2).mean(axis=1) <= COLOUR_DISTANCE_MAX**2
     return result

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from trainer import features
 from trainer.arrays import FloatArray, Frames
 from trainer.bases import random_base
 from trainer.cache import ABANDONED_S, FeatureCache
@@ -258,6 +259,21 @@ def test_the_folder_keeps_its_limit_and_what_was_unused_for_longest_goes_first(
     assert old not in files(tmp_path)
     assert len(files(tmp_path)) == 2
     assert sum(path.stat().st_size for path in files(tmp_path)) <= size
+
+
+def test_a_set_a_little_larger_than_the_limit_is_computed_in_part_again_and_again(
+    tmp_path: Path, decoders: DecoderPool, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this run is still to read gives no room to what it computes: a growing set meets its limit some day."""
+    monkeypatch.setattr(features, "SHARD_PICTURES", 4)
+    Run(tmp_path / "whole", decoders)(pictures)
+    limit = sum(path.stat().st_size for path in files(tmp_path / "whole")) * 88 // 100
+    for fewest, most in ((82, 82), (8, 41), (8, 41)):
+        run = Run(tmp_path / "cache", decoders, max_bytes=limit)
+        with run.cache:
+            assert len(run(pictures).pictures) == 82
+        assert fewest <= run.part.computed <= most
+        assert sum(path.stat().st_size for path in files(tmp_path / "cache")) <= limit
 
 
 def test_a_limit_of_nothing_keeps_nothing_but_the_run_succeeds_and_says_so(

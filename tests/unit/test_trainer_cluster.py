@@ -178,6 +178,35 @@ def test_a_persons_label_goes_before_a_clusters_name_and_is_kept(
         assert {row["path"] for row in rows} == {*to_check, wrong} and {row["reason"] for row in rows} == {"labelled"}
 
 
+def test_a_persons_label_outlives_the_picture_it_is_about(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one that is gone the label stays in check.csv, for the day it is back; with all gone nothing is written, for
+    the folder is away and not the pictures."""
+    shutil.copytree(json.loads((folder / "clusters.json").read_text())["root"], tmp_path / "in")
+    record = json.loads((folder / "clusters.json").read_text())
+    (folder / "clusters.json").write_text(json.dumps(record | {"root": str(tmp_path / "in")}))
+    truth = {path: LABELS[0] for paths in members(folder).values() for path in paths}
+    name_clusters(folder, truth, unnamed="c03")
+    apply = ["cluster", "--apply", str(folder / "names.toml"), "--out"]
+    assert run([*apply, str(tmp_path / "first")]) == 0
+    labelled = {row["path"]: "risked" for row in rows_of(folder / "check.csv")}
+    fill_in(folder / "check.csv", labelled)
+    lost = min(labelled)
+    (tmp_path / "in" / lost).rename(tmp_path / "elsewhere")
+    assert run([*apply, str(tmp_path / "second")]) == 0
+    rows = {row["path"]: row for row in rows_of(folder / "check.csv")}
+    assert {path: row["label"] for path, row in rows.items()} == labelled
+    assert rows[lost]["reason"] == "gone"
+    before = (folder / "check.csv").read_bytes()
+    (tmp_path / "in").rename(tmp_path / "away")
+    capsys.readouterr()
+    assert run([*apply, str(tmp_path / "third")]) == 4
+    heard = capsys.readouterr().err
+    assert one_sentence(heard) and "bring the folder back" in heard
+    assert (folder / "check.csv").read_bytes() == before and not (tmp_path / "third").exists()
+
+
 def test_files_saved_by_a_spreadsheet_or_an_editor_with_a_byte_order_mark_are_read(
     folder: Path, pictures: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
@@ -322,6 +351,11 @@ def unknown_in_sample(folder: Path) -> None:
         file.write("../../etc/passwd,approved\n")
 
 
+def no_label_column(folder: Path) -> None:
+    text = (folder / "sample.csv").read_text()
+    (folder / "sample.csv").write_text(text.replace("label", "Label", 1))
+
+
 def bad_label_in_sample(folder: Path) -> None:
     fill_in(folder / "sample.csv", {rows_of(folder / "sample.csv")[3]["path"]: "Risked"})
 
@@ -341,6 +375,7 @@ def record_cut_short(folder: Path) -> None:
         (number_as_label, "7"),
         (cluster_missing, "'c02'"),
         (unknown_in_sample, "sample.csv"),
+        (no_label_column, "no column 'label'"),
         (bad_label_in_sample, "line 5"),
         (record_cut_short, "clusters.json"),
     ],

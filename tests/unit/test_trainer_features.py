@@ -142,6 +142,17 @@ def test_an_animation_is_fitted_on_by_its_middle_and_judged_by_all_frames(
     np.testing.assert_allclose(middle.values[0], everything.values[2], rtol=1e-5)
 
 
+def test_a_file_replaced_after_it_was_listed_is_left_out(
+    tmp_path: Path, part: FrozenPart, decoders: DecoderPool
+) -> None:
+    """What is computed of it would be kept under the digest of what it was, for every later run."""
+    listed = write(tmp_path / "a.png", still(200))
+    (tmp_path / "a.png").write_bytes(still(10))
+    made = computer(part, decoders, Reporter(io.StringIO()))([listed], "all", "all")
+    assert [(u.reason, "replaced" in u.detail) for u in made.unreadable] == [("fetch_failed", True)]
+    assert made.pictures == ()
+
+
 def test_a_file_too_large_for_the_worker_is_left_out(tmp_path: Path, part: FrozenPart, decoders: DecoderPool) -> None:
     path = tmp_path / "huge.png"
     with path.open("wb") as file:

@@ -49,6 +49,21 @@ def test_another_scene_looks_different() -> None:
     assert looks.nearest_known(unseen, known).tolist() == [-1] * 40
 
 
+def test_many_pictures_of_one_hash_are_told_apart_by_colour_a_few_pairs_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pictures of one colour: each pair of them passes the hash, and memory must not follow their number."""
+    shades = np.stack([look(Image.new("RGB", (64, 64), (level, 0, 0))) for level in range(5, 255, 5)])
+    assert len({shade[: looks.HASH_BYTES].tobytes() for shade in shades}) == 1
+    monkeypatch.setattr(looks, "PAIRS_AT_ONCE", 7)
+    found = looks.nearest_known(shades, shades[::5])
+    assert (found >= 0).all()
+    levels = np.arange(5, 255, 5)
+    assert np.abs(levels - levels[::5][found]).max() <= looks.COLOUR_DISTANCE_MAX * 3**0.5
+    blue = look(Image.new("RGB", (64, 64), (0, 0, 255)))[None]
+    assert looks.nearest_known(blue, shades).tolist() == [-1]
+
+
 def test_the_same_shapes_in_other_colours_look_different() -> None:
     """The green telephone and the red one are two signs."""
     original = scene(1)
