@@ -10,6 +10,7 @@ in place. Whoever calls holds the data set's lock. Knows no features, networks o
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections import Counter
@@ -282,7 +283,13 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def _move(source: Path, target: Path) -> None:
-    os.rename(source, target)
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        files.replace(target, source.read_bytes())  # a label's folder may lie on a file system of its own
+        source.unlink()
     for folder in {source.parent, target.parent}:
         files.sync_folder(folder)
 

@@ -80,7 +80,7 @@ class Comparison:
         return agreement
 
     def on_live(self, candidate: Candidate) -> Agreement:
-        """Goes on with what is being judged until there is enough of it."""
+        """Goes on with what is being judged until there is enough of it, or as much as is kept."""
         version, evidence = candidate.version, self._evidence(candidate)
         saved = len(evidence)
 
@@ -100,7 +100,7 @@ class Comparison:
                     continue
                 _compare(candidate, evidence, frames, features, None)
                 agreement = _judge(candidate, evidence)
-                enough = agreement.refusal != "too_few_pictures"
+                enough = agreement.refusal != "too_few_pictures" or evidence.full
                 if enough or len(evidence) >= saved + SAVE_EVERY:
                     evidence.save(self._path(candidate))
                     saved = len(evidence)

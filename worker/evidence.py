@@ -42,6 +42,11 @@ class Evidence:
     def __len__(self) -> int:
         return len(self._seen)
 
+    @property
+    def full(self) -> bool:
+        """Whether nothing more is taken, so that nothing will change what it shows."""
+        return len(self._seen) >= PICTURES_MAX
+
     def news(self, frames: Frames) -> npt.NDArray[np.intp]:
         """Indices of those frames [n, crop, crop, 3] whose likes were not seen yet, as many as there is room for."""
         seen, fresh = set(self._seen), []

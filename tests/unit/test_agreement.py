@@ -55,6 +55,17 @@ def test_close_calls_may_flip_but_alone_they_show_nothing() -> None:
     assert compare(RULES["bf16"], close, close).refusal == "too_few_pictures"
 
 
+@pytest.mark.parametrize(("precision", "pictures"), [("bf16", 100), ("int8", 1000)])
+def test_a_tenth_of_the_pictures_must_be_clear(precision: str, pictures: int) -> None:
+    """The others may change as they like, which nobody then sees: one clear picture says little."""
+    close, changed = [0.46, 0.44, 0.1], [0.1, 0.44, 0.46]
+    for clear_pictures, refusal in ((pictures // 10 - 1, "too_few_pictures"), (pictures // 10, None)):
+        reference, candidate = clear(pictures), clear(pictures)
+        reference[clear_pictures:], candidate[clear_pictures:] = close, changed
+        agreement = compare(RULES[precision], reference, candidate)
+        assert (agreement.clear_pictures, agreement.refusal) == (clear_pictures, refusal)
+
+
 def test_another_side_of_the_ban_threshold_is_a_flip_where_it_was_no_close_call() -> None:
     """p(risked) 0.8 where float32 says 0.65 and bans begin at 0.7: near enough; at 0.5: not."""
     for before, flips in ((0.65, 0), (0.55, 1)):

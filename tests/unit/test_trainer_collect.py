@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -74,6 +75,24 @@ class Scene:
 @pytest.fixture
 def scene(tmp_path: Path, decoders: DecoderPool) -> Scene:
     return Scene(tmp_path, decoders)
+
+
+def test_a_labels_folder_may_lie_on_another_file_system(scene: Scene) -> None:
+    """Such as that of risked pictures on an encrypted volume: a picture is moved there and back again."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == scene.content.stat().st_dev:
+        pytest.skip("/dev/shm is no other file system here")
+    with tempfile.TemporaryDirectory(dir=memory) as elsewhere:
+        folder = scene.data / "train" / "interim"
+        folder.mkdir(parents=True)
+        (folder / "risked").symlink_to(elsewhere)
+        data = scene.decide("a", "approved")
+        scene.collect()
+        for label in ("risked", "approved"):
+            scene.decide("a", label, b"")
+            assert scene.collect() == {"moved": 1}
+            assert scene.files() == [f"train/interim/{label}/a.jpg"]
+            assert (folder / label / "a.jpg").read_bytes() == data
 
 
 def test_a_picture_lies_under_its_label_with_the_suffix_of_what_it_is(scene: Scene) -> None:

@@ -288,6 +288,17 @@ def test_too_few_pictures_are_made_up_for_by_what_is_judged(live: tuple[Bench, B
     assert bench.classifier.watcher is None
 
 
+def test_where_no_more_is_kept_and_it_is_not_enough_the_comparison_ends(
+    live: tuple[Bench, Batcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where hardly a picture is clear: two networks in memory and every batch compared would bring nothing new."""
+    bench, batcher = live
+    monkeypatch.setattr("worker.evidence.PICTURES_MAX", 40)
+    judge(batcher, bench, lambda: bench.fallbacks.count(("cpu-int8", "too_few_pictures")) == 2)
+    wait_until(lambda: bench.classifier.watcher is None, "the comparison to end")
+    assert bench.serving == "cpu-fp32"
+
+
 def test_a_lie_is_found_in_what_is_judged(live: tuple[Bench, Batcher]) -> None:
     """An engine that is right about the 20 pictures kept and wrong about others never serves."""
     bench, batcher = live

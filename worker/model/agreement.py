@@ -26,11 +26,16 @@ CHANCE: Final = 0.05
 @dataclass(frozen=True)
 class Rule:
     """What a precision must show: at most `flips_share` of labels changed where float32 was clear by more than
-    `margin`, judged on at least `pictures_min` pictures."""
+    `margin`, judged on at least `pictures_min` pictures, a tenth of them clear."""
 
     margin: float
     pictures_min: int
     flips_share: float
+
+    @property
+    def clear_min(self) -> int:
+        """Close calls may change, so they show nothing: so many others must have been seen."""
+        return max(1, self.pictures_min // 10)
 
 
 RULES: Final = {
@@ -64,7 +69,7 @@ class Agreement:
             return "accuracy"
         if _beyond_chance(self.risked_lost, self.risked_won):
             return "recall"
-        if self.pictures < self.rule.pictures_min or self.clear_pictures == 0:  # close calls alone show nothing
+        if self.pictures < self.rule.pictures_min or self.clear_pictures < self.rule.clear_min:
             return "too_few_pictures"
         return "flips" if self.flips > self.rule.flips_share * self.clear_pictures else None
 
