@@ -143,6 +143,24 @@ def judge(
     return Decision(tuple(checks), margin, len(common), tuple(notes))
 
 
+def not_slid(challenger: Judged, anchor: Judged, margin: float) -> list[Check]:
+    """Is it worse by more than the margin than the version that last came into service without the gate?
+
+    Each of many versions may be a little worse than the one before; this stops them together. Here it is being worse
+    that has to be shown, by the exact one-sided 95 % bound, for the anchor's test pictures do not become more.
+    """
+    common = [key for key in challenger if key in anchor and anchor[key][0] == challenger[key][0]]
+    risked = [key for key in common if challenger[key][0] == RISKED]
+    checks = []
+    for name, keys in (("accuracy since the anchor", common), ("recall of risked since the anchor", risked)):
+        gained, lost = _differences(challenger, anchor, keys)
+        bound = -paired.lower_bound(lost, gained, len(keys))
+        value = (gained - lost) / len(keys) if keys else 0.0
+        passed = bound > -margin
+        checks.append(Check(name, len(keys), gained, lost, value, bound, -margin, passed, 0 if passed else None))
+    return checks
+
+
 def aims(metrics: Mapping[str, Any]) -> tuple[float, Prevalence | None]:
     """What a manifest's metrics say the version was fitted for: the precision of bans, and the prevalence if given."""
     operated = metrics.get("operating", {})

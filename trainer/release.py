@@ -7,7 +7,7 @@ to say; this module says which version plays which part. Knows nothing of pictur
 import contextlib
 import getpass
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final, Literal
 
@@ -18,9 +18,10 @@ from rich.table import Table
 
 from trainer import gate, locks, outcomes
 from trainer.errors import RefusedError
-from trainer.gate import Decision
+from trainer.gate import Check, Decision
 from trainer.outcomes import Outcomes
 from worker.errors import UsageError, WeightsError
+from worker.model.history import HistoryEntry
 from worker.model.manifest import Manifest
 from worker.model.weights import ChampionChangedError, WeightsStore
 
@@ -120,7 +121,19 @@ def compare(store: WeightsStore, version_id: str, champion: str, margin: float =
         notes.append(CHOSE_ON_TEST)
     precision, at = gate.aims(manifest.metrics)
     decision = gate.judge(judged, others, margin=margin, ban_precision=precision, at=at)
-    return replace(decision, notes=(*decision.notes, *notes))
+    slid: list[Check] = []
+    anchor = anchor_of(store.history())
+    if anchor not in (None, champion, version_id) and (of_anchor := read_outcomes(store, str(anchor))):
+        slid = gate.not_slid(judged, of_anchor.verdicts(), margin)
+        notes.append(f"The anchor is {anchor}, which came into service last without the gate.")
+    return replace(decision, checks=(*decision.checks, *slid), notes=(*decision.notes, *notes))
+
+
+def anchor_of(history: Sequence[HistoryEntry]) -> str | None:
+    """The version that last came into service by somebody's own decision: the first one, one that was forced, or one
+    that was rolled back to."""
+    own = [entry.to for entry in history if entry.action == "rollback" or entry.gate is None or entry.forced]
+    return own[-1] if own else None
 
 
 def read_outcomes(store: WeightsStore, version_id: str) -> Outcomes | None:

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -10,6 +11,7 @@ from tests.support.store import colour_store, publish_colours
 from trainer import outcomes, release
 from trainer.errors import RefusedError
 from trainer.gate import Decision
+from trainer.outcomes import Verdict
 from worker.errors import WeightsError
 from worker.model.weights import WeightsStore
 
@@ -77,3 +79,29 @@ def test_the_list_shows_the_others_where_one_version_is_damaged(store: WeightsSt
     assert "champion" in lines[champion] and "challenger" not in lines[champion]
     assert "damaged" in lines[damaged]
     assert "ada [/ops] [team]" in lines[odd]
+
+
+def test_versions_that_are_each_a_little_worse_do_not_slide_for_ever(
+    store: WeightsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each within the margin of the one before: together they are stopped once they are shown to be worse by more than
+    it than what somebody last put into service. Somebody may do that again, and they start anew."""
+    pictures, step = 3000, 25
+    versions = [champion_of(store), *(publish_colours(store, ban_threshold=0.61 + at / 100) for at in range(6))]
+
+    def judged(version: str) -> SimpleNamespace:
+        wrong = step * versions.index(version)
+        verdicts = {str(at): (at % 3, Verdict((at + 1) % 3 if at < wrong else at % 3, False)) for at in range(pictures)}
+        return SimpleNamespace(parent=None, verdicts=lambda: verdicts)
+
+    monkeypatch.setattr(release, "read_outcomes", lambda _, version: judged(version))
+    promoted = 0
+    with pytest.raises(RefusedError, match="accuracy since the anchor"):
+        for version in versions[1:]:
+            release.promote(store, version, by="retrain", why="passed the gate")
+            promoted += 1
+    assert 2 <= promoted <= 4  # 0.83 points each, of a margin of 2 and what 3,000 pictures leave open
+    assert release.anchor_of(store.history()) == versions[0]
+    release.promote(store, versions[promoted + 1], by="ada", why="the pictures became harder", force=True)
+    assert release.anchor_of(store.history()) == versions[promoted + 1]
+    release.promote(store, versions[promoted + 2], by="retrain", why="passed the gate")
