@@ -62,10 +62,10 @@ def reviewed(probabilities: DoubleArray, ban_threshold: float | None, review_thr
     return result
 
 
-def log_loss(probabilities: DoubleArray, labels: IntArray) -> float:
-    """Mean of -ln p(true label), each p kept from 0 by 1e-15."""
+def log_loss(probabilities: DoubleArray, labels: IntArray, weights: DoubleArray | None = None) -> float:
+    """Mean of -ln p(true label), each p kept from 0 by 1e-15; `weights` [pictures] are what each counts."""
     of_truth = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(np.clip(of_truth, 1e-15, 1.0)).mean())
+    return float(np.average(-np.log(np.clip(of_truth, 1e-15, 1.0)), weights=weights))
 
 
 def evaluate(

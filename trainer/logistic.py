@@ -127,13 +127,19 @@ def _in_their_span(points: FloatArray) -> tuple[FloatArray, DoubleArray]:
     return (vectors[:, kept] * lengths).astype(np.float32), (vectors[:, kept] / lengths).T @ wide
 
 
+def balanced(labels: IntArray) -> DoubleArray:
+    """What each picture counts, [pictures], for each label to count the same; 1 on average."""
+    counts = np.bincount(labels, minlength=len(LABELS))
+    weights: DoubleArray = (len(labels) / (len(LABELS) * np.maximum(counts, 1)))[labels]
+    return weights
+
+
 def _path(
     scale: Standardised, points: FloatArray, labels: IntArray, c_values: Sequence[float], tolerance: float
 ) -> list[LogisticFit]:
     """Fits by L-BFGS on standardised `points` float32 [N, width], which are read a chunk at a time."""
     width, size = points.shape[1], len(LABELS)
-    counts = np.bincount(labels, minlength=size)
-    weights = (len(labels) / (size * np.maximum(counts, 1)))[labels]
+    weights = balanced(labels)
     found, fits = np.zeros(size * (width + 1)), []
     for c in c_values:
         penalty = 1 / (c * len(labels))

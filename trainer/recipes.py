@@ -20,7 +20,7 @@ from trainer.arrays import FloatArray, IntArray
 from trainer.evaluate import decided, decisive, log_loss
 from trainer.features import Features
 from trainer.frozen import FrozenPart
-from trainer.logistic import TRIAL_TOLERANCE, fit_logistic
+from trainer.logistic import TRIAL_TOLERANCE, balanced, fit_logistic
 from trainer.progress import Reporter
 from trainer.tables import Tables
 from worker.model.labels import LABELS
@@ -81,7 +81,11 @@ def fit_default(
 def cross_validate(
     inputs: FloatArray, labels: IntArray, seed: int, reporter: Reporter, tables: Tables
 ) -> dict[float, dict[str, float]]:
-    """Mean log loss and accuracy of each of C_VALUES over stratified folds; scaling is fitted within the fold."""
+    """Mean log loss and accuracy of each of C_VALUES over stratified folds; scaling is fitted within the fold.
+
+    Each label counts the same in the log loss, as in the fit: else the C would suit the label with the most pictures.
+    """
+    weights = balanced(labels)
     smallest = int(np.bincount(labels, minlength=len(LABELS)).min())
     folds = StratifiedKFold(n_splits=min(FOLDS, smallest), shuffle=True, random_state=seed)
     losses: dict[float, list[float]] = {c: [] for c in C_VALUES}
@@ -92,7 +96,7 @@ def cross_validate(
             for c, fit in zip(C_VALUES, trials, strict=True):
                 logits = fit.logits(inputs, outside)
                 probabilities = decisive(logits, np.arange(len(outside)), 1.0)
-                losses[c].append(log_loss(probabilities, labels[outside]))
+                losses[c].append(log_loss(probabilities, labels[outside], weights[outside]))
                 hits[c].append(float((decided(probabilities, None) == labels[outside]).mean()))
             advance(1)
     return {

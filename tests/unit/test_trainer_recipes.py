@@ -14,9 +14,10 @@ from torch import nn
 from trainer import recipes
 from trainer.bases import random_base
 from trainer.dataset import Picture
+from trainer.evaluate import log_loss
 from trainer.features import Features
 from trainer.frozen import FrozenPart
-from trainer.logistic import LogisticFit, fit_logistic
+from trainer.logistic import LogisticFit, balanced, fit_logistic
 from trainer.progress import Reporter
 from trainer.tables import Tables
 from worker.model import devices
@@ -108,6 +109,25 @@ def test_a_rare_label_is_not_drowned_by_a_common_one() -> None:
     head = recipes.fit_default(points[kept], labels[kept], 0, quiet())
     unseen, truth = clusters(60, 10, seed=5)
     assert (head.logits(unseen).argmax(axis=1)[truth == 2] == 2).mean() > 0.5
+
+
+def test_the_strength_of_regularisation_suits_every_label_not_the_commonest() -> None:
+    """Counted by the picture, the weakest tried has the least log loss here, and hardly a rare picture right."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [500, 75, 25])
+    centres = 0.11 * rng.normal(size=(3, 256))
+    points = (centres[labels] + rng.normal(size=(len(labels), 256))).astype(np.float32)
+    tried = recipes.cross_validate(points, labels, 7, quiet(), Tables())
+    assert min(tried, key=lambda c: tried[c]["log_loss"]) < 0.1
+    assert max(tried, key=lambda c: tried[c]["accuracy"]) == 0.1
+
+
+def test_a_weighted_log_loss_counts_each_label_the_same() -> None:
+    rng = np.random.default_rng(1)
+    labels = np.repeat([0, 1, 2], [50, 8, 3])
+    probabilities = rng.dirichlet([1, 1, 1], len(labels))
+    each = [log_loss(probabilities[labels == label], labels[labels == label]) for label in range(3)]
+    assert log_loss(probabilities, labels, balanced(labels)) == pytest.approx(np.mean(each))
 
 
 def test_the_article_recipe_keeps_its_best_epoch() -> None:
