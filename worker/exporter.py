@@ -6,9 +6,9 @@ the last one. Also what `moderation status` shows.
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import redis
 from prometheus_client import CollectorRegistry
@@ -107,6 +107,27 @@ def _name(stream: str) -> str:
     return stream.rpartition(":")[2]
 
 
+FAMILIES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
+    "moderation_waiting": ("Content IDs that wait.", ("stream",)),
+    "moderation_in_work": ("Content IDs claimed by a worker.", ("stream",)),
+    "moderation_oldest_waiting_seconds": ("Age of the oldest waiting content ID; 0 where none waits.", ("stream",)),
+    "moderation_intake_ahead_seconds": (
+        "How far the newest intake entry is dated in the future; 0 where not.", ("stream",),
+    ),
+    "moderation_record_ahead_seconds": (
+        "How far the newest verdict, correction or dead letter is dated in the future; 0 where not.", ("stream",),
+    ),
+    "moderation_retrying": ("Content IDs that wait for their next attempt.", ()),
+    "moderation_dead_letter": ("Dead letters.", ()),
+    "moderation_circuit_breaker_open": ("1 while the ban circuit breaker is open.", ()),
+    "moderation_withheld": ("Bans that wait for a person to close the circuit breaker.", ()),
+    "moderation_workers": ("Live worker processes by weights.", ("weights",)),
+    "moderation_redis_memory_bytes": ("Memory that Redis uses.", ()),
+    "moderation_redis_memory_max_bytes": ("Where Redis refuses writes; 0: no limit is set.", ()),
+}  # fmt: skip
+"""Every gauge by name: what it is, and its labels."""
+
+
 class _ServiceCollector(Collector):
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
@@ -116,45 +137,29 @@ class _ServiceCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         figures = read(self._redis)
-        waiting = GaugeMetricFamily("moderation_waiting", "Content IDs that wait.", labels=["stream"])
-        in_work = GaugeMetricFamily("moderation_in_work", "Content IDs claimed by a worker.", labels=["stream"])
-        oldest = GaugeMetricFamily(
-            "moderation_oldest_waiting_seconds", "Age of the oldest waiting content ID; 0 where none waits.",
-            labels=["stream"],
-        )  # fmt: skip
-        ahead = GaugeMetricFamily(
-            "moderation_intake_ahead_seconds", "How far the newest intake entry is dated in the future; 0 where not.",
-            labels=["stream"],
-        )  # fmt: skip
-        records_ahead = GaugeMetricFamily(
-            "moderation_record_ahead_seconds",
-            "How far the newest verdict, correction or dead letter is dated in the future; 0 where not.",
-            labels=["stream"],
-        )
-        for name, ahead_s in figures.records_ahead_s.items():
-            records_ahead.add_metric([name], ahead_s)
-        for stream in figures.streams:
-            ahead.add_metric([stream.stream], stream.ahead_s)
-            waiting.add_metric([stream.stream], stream.waiting)
-            in_work.add_metric([stream.stream], stream.in_work)
-            oldest.add_metric([stream.stream], stream.oldest_waiting_s)
-        retrying = GaugeMetricFamily("moderation_retrying", "Content IDs that wait for their next attempt.")
-        retrying.add_metric([], figures.retrying)
-        dead = GaugeMetricFamily("moderation_dead_letter", "Dead letters.")
-        dead.add_metric([], figures.dead_letters)
-        is_open = GaugeMetricFamily("moderation_circuit_breaker_open", "1 while the ban circuit breaker is open.")
-        is_open.add_metric([], figures.breaker.opened_at is not None)
-        withheld = GaugeMetricFamily("moderation_withheld", "Bans that wait for a person to close the circuit breaker.")
-        withheld.add_metric([], figures.breaker.withheld)
-        workers = GaugeMetricFamily("moderation_workers", "Live worker processes by weights.", labels=["weights"])
-        for weights, count in Counter(worker.weights for worker in figures.workers).items():
-            workers.add_metric([weights], count)
-        used = GaugeMetricFamily("moderation_redis_memory_bytes", "Memory that Redis uses.")
-        used.add_metric([], figures.memory_bytes)
-        most = GaugeMetricFamily("moderation_redis_memory_max_bytes", "Where Redis refuses writes; 0: no limit is set.")
-        most.add_metric([], figures.memory_max_bytes)
-        yield from (waiting, in_work, oldest, ahead, records_ahead, retrying, dead, is_open, withheld, workers)
-        yield from (used, most)
+        families = {name: GaugeMetricFamily(name, help_, labels=labels) for name, (help_, labels) in FAMILIES.items()}
+        for name, labels, value in _samples(figures):
+            families[name].add_metric(labels, value)
+        yield from families.values()
+
+
+def _samples(figures: Figures) -> Iterator[tuple[str, Sequence[str], float]]:
+    """(name, label values, value) of all there is."""
+    for stream in figures.streams:
+        yield "moderation_waiting", [stream.stream], stream.waiting
+        yield "moderation_in_work", [stream.stream], stream.in_work
+        yield "moderation_oldest_waiting_seconds", [stream.stream], stream.oldest_waiting_s
+        yield "moderation_intake_ahead_seconds", [stream.stream], stream.ahead_s
+    for record, ahead_s in figures.records_ahead_s.items():
+        yield "moderation_record_ahead_seconds", [record], ahead_s
+    for weights, count in Counter(worker.weights for worker in figures.workers).items():
+        yield "moderation_workers", [weights], count
+    yield "moderation_retrying", [], figures.retrying
+    yield "moderation_dead_letter", [], figures.dead_letters
+    yield "moderation_circuit_breaker_open", [], figures.breaker.opened_at is not None
+    yield "moderation_withheld", [], figures.breaker.withheld
+    yield "moderation_redis_memory_bytes", [], figures.memory_bytes
+    yield "moderation_redis_memory_max_bytes", [], figures.memory_max_bytes
 
 
 def registry(client: redis.Redis) -> CollectorRegistry:
