@@ -1,6 +1,7 @@
 """deploy/systemd against systemd's own checks, and against what the units start."""
 
 import configparser
+import os
 import re
 import subprocess
 import sys
@@ -8,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from tests.support.commands import parsed
+from tests.support.guarded import valkey
 from tests.support.tools import tool
-from tests.support.worker import REPOSITORY
+from tests.support.waiting import wait_until
+from tests.support.worker import REPOSITORY, free_port
 from worker.settings import Settings
 
 SHIPPED = REPOSITORY / "deploy" / "systemd"
@@ -98,7 +102,51 @@ def started(name: str) -> dict[str, Any]:
     return parsed(Path(program).name, words)
 
 
-@pytest.mark.parametrize("name", SERVICES)
+def test_the_redis_unit_starts_a_server_with_the_services_users(tmp_path: Path) -> None:
+    """Its command line, with folders of the test's own in the place of the machine's, where the runbook's commands
+    put what it reads."""
+    service, port = unit("moderation-redis.service"), free_port()
+    folders = {
+        "/etc/moderation/redis": REPOSITORY / "deploy" / "redis",
+        "/etc/moderation/secrets": tmp_path / "secrets",
+        f"/var/lib/{service['StateDirectory']}": tmp_path / "data",
+        f"/run/{service['RuntimeDirectory']}": tmp_path / "run",
+    }
+
+    def here(text: str) -> str:
+        for folder, mine in folders.items():
+            text = text.replace(folder, str(mine))
+        return text
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "worker").write_text("a long password\n")
+    given = dict(part.split("=", 1) for part in here(service["Environment"]).split())
+    command = [*here(service["ExecStart"]).split(), "--port", str(port)]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, env=os.environ | given | {"REDIS_SERVER": valkey()}, stdout=log, stderr=log)
+    try:
+        client = redis.Redis(port=port, username="worker", password="a long password")
+        wait_until(lambda: answers(client), f"the server to answer; see {tmp_path / 'log'}", 20)
+        assert client.acl_whoami() == "worker"
+        assert list((tmp_path / "data").glob("appendonlydir/*"))
+        with pytest.raises(redis.exceptions.AuthenticationError):
+            redis.Redis(port=port).ping()
+    finally:
+        server.terminate()
+        assert server.wait(20) == 0
+    made = re.findall(r"^install .*?(/etc/moderation/\w+)/?(?: .*)?$", RUNBOOK, re.M)
+    assert {"/etc/moderation/redis", "/etc/moderation/secrets"} <= set(made)
+
+
+def answers(client: "redis.Redis") -> bool:
+    try:
+        return bool(client.ping())
+    except redis.exceptions.ConnectionError:
+        return False
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if name != "moderation-redis.service"])
 def test_a_command_takes_what_a_service_starts_it_with(name: str) -> None:
     """Nothing is missing, nothing unknown."""
     started(name)
