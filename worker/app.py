@@ -184,6 +184,10 @@ class PullerStep(bootsteps.StartStopStep):
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
         self._service: Any = None
+        if not worker.options.get("task_events"):
+            # What Celery tells its monitors, which nothing here reads: while the broker does not answer, it tries that
+            # again for ever on the thread that SIGTERM is to end.
+            worker.options.update(without_heartbeat=True, without_gossip=True, without_mingle=True)
 
     def start(self, worker: Any) -> None:
         """Builds all parts; where something is missing, says it in one sentence and ends the worker with exit 2."""

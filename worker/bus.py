@@ -70,10 +70,15 @@ class _LeavesReplicas(redis.connection.AbstractConnection):
     def read_response(self, *args: Any, **options: Any) -> Any:
         """As the connection's own; a read-only server's refusal becomes a ConnectionError."""
         try:
-            return super().read_response(*args, **options)
+            answer = super().read_response(*args, **options)
         except redis.exceptions.ReadOnlyError as error:
             super().disconnect()  # type: ignore[no-untyped-call]  # and mypy's list of exceptions knows no super()
             raise redis.exceptions.ConnectionError("this server is a read-only replica") from error
+        # A script that answers for many at once has the refusals in its answer, and they are of no class of their own.
+        if isinstance(answer, list) and any(isinstance(one, Exception) and "READONLY" in str(one) for one in answer):
+            super().disconnect()  # type: ignore[no-untyped-call]  # as above
+            raise redis.exceptions.ConnectionError("this server is a read-only replica")
+        return answer
 
 
 def connect(url: str, sentinel_master: str | None = None) -> redis.Redis:
@@ -96,6 +101,8 @@ def connect(url: str, sentinel_master: str | None = None) -> redis.Redis:
         f"{url}{sentinel_master}".encode()  # a variable may hold bytes that are no UTF-8, which no server is told
         parts = urlsplit(url)
         if sentinel_master is None:
+            if {"decode_responses", "max_connections"} & dict(parse_qsl(parts.query)).keys():
+                raise ValueError("answers come as bytes, and each part of the worker needs a connection")
             client = redis.Redis.from_url(url, **options)
             kind = client.connection_pool.connection_class
             client.connection_pool.connection_class = type(kind.__name__, (_LeavesReplicas, kind), {})

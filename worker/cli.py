@@ -28,6 +28,17 @@ EXIT_ERROR = 2
 WAIT_TIMEOUT_S = 3600.0
 
 
+class _Seconds(click.FloatRange):
+    """A time that clocks can add to; click's own range takes nan for one within."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        return seconds if seconds == seconds else self.fail(f"{value!r} is no number of seconds.", param, ctx)
+
+
+SECONDS = _Seconds(min=0, max=31_536_000)
+
+
 class _Cli(click.Group):
     """Turns errors that are meant for the caller into one sentence and an exit code."""
 
@@ -97,15 +108,13 @@ def _pin(gpu: int, configured: settings.Settings) -> None:
 @click.option("--durable", is_flag=True, help="Return only when the entries are on the server's disk.")
 @click.option(
     "--patience",
-    type=click.FloatRange(min=0),
+    type=SECONDS,
     default=0.0,
     show_default=True,
     help="Seconds for room in a full intake.",
 )
 @click.option("--wait", is_flag=True, help="Wait for the verdicts and print them, a line of JSON each.")
-@click.option(
-    "--timeout", type=click.FloatRange(min=0), default=WAIT_TIMEOUT_S, show_default=True, help="Seconds for --wait."
-)
+@click.option("--timeout", type=SECONDS, default=WAIT_TIMEOUT_S, show_default=True, help="Seconds for --wait.")
 def submit(
     ids: tuple[str, ...],
     source: Path | None,

@@ -52,7 +52,11 @@ class ContentStore:
         except ImportError as error:
             raise UsageError(f"MODERATION_CONTENT_URL needs a package that is not installed: {error}.") from None
         except Exception as error:  # a third party's constructor may raise anything, and may connect in it
-            raise UsageError(f"MODERATION_CONTENT_URL, or its options, cannot be used: {error}.") from None
+            # Without the reason, which may quote a password out of the URL.
+            raise UsageError(
+                f"MODERATION_CONTENT_URL, or its options, cannot be used ({type(error).__name__}): look at both, with "
+                "%XX for every special character of a password."
+            ) from None
         # Over HTTP the size may be unknown or untrue: stream, do not ask for ranges. A size that seems known spares
         # the look before each picture, which takes a request and makes every fault of the server a FileNotFoundError.
         self._open_options: dict[str, Any] = {"block_size": 0, "size": 1} if scheme in ("http", "https") else {}

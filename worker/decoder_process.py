@@ -59,6 +59,11 @@ class Decode(Protocol):
     def __call__(self, data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> Decoded: ...
 
 
+SLICE_S = 1.0
+LATE_S = 1.0
+"""After its deadline an answer may still be under way for so long."""
+
+
 class DecoderDiedError(Exception):
     """The process ended, or answered with what no decoder answers: end it."""
 
@@ -106,7 +111,7 @@ class DecoderProcess:
 
     def wait_ready(self) -> None:
         """Returns once it can take pictures. Raises OSError or EOFError where it does not come to that."""
-        _fill(self._link, memoryview(bytearray(len(_READY))), time.monotonic() + START_TIMEOUT_S)
+        _fill(self._link, memoryview(bytearray(len(_READY))), _Deadline(START_TIMEOUT_S))
 
     def alive(self) -> bool:
         """Whether it still runs."""
@@ -119,19 +124,17 @@ class DecoderProcess:
             TimeoutError: it had no answer after `timeout_s`; end it.
             DecoderDiedError: end it.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline = _Deadline(timeout_s)
         self.pictures += 1
         try:
             self._link.settimeout(timeout_s)
-            self._link.sendall(_SIZE.pack(len(data)))
-            self._link.settimeout(_left_s(deadline))
-            self._link.sendall(data)
+            self._link.sendall(_SIZE.pack(len(data)) + data)
             header = self._header(deadline)
             return _content_error(header) if "reason" in header else self._decoded(header, deadline)
         except TimeoutError:
             raise
-        except (OSError, EOFError, LookupError, TypeError, ValueError) as error:
-            raise DecoderDiedError(f"{type(error).__name__}: {error}") from error
+        except Exception as error:  # a picture may have taken it over, and answers in whatever way it likes
+            raise DecoderDiedError(f"{type(error).__name__}: {error}"[:_LONGEST_DETAIL]) from error
 
     def kill(self) -> None:
         """Ends it now; `read` in another thread raises DecoderDiedError."""
@@ -155,7 +158,7 @@ class DecoderProcess:
         except subprocess.TimeoutExpired:
             return None
 
-    def _header(self, deadline: float) -> dict[str, Any]:
+    def _header(self, deadline: "_Deadline") -> dict[str, Any]:
         prefix = bytearray(_SIZE.size)
         _fill(self._link, memoryview(prefix), deadline)
         (size,) = _SIZE.unpack(prefix)
@@ -168,7 +171,7 @@ class DecoderProcess:
             raise ValueError("a header that is no object")
         return header
 
-    def _decoded(self, header: dict[str, Any], deadline: float) -> Decoded:
+    def _decoded(self, header: dict[str, Any], deadline: "_Deadline") -> Decoded:
         count, width, height = header["frames"], header["width"], header["height"]
         if not all(type(number) is int and number >= 1 for number in (count, width, height)):
             raise ValueError("a header with odd numbers")
@@ -185,19 +188,42 @@ def _content_error(header: dict[str, Any]) -> ContentError:
     return ContentError(header["reason"], str(header["detail"]))
 
 
-def _fill(link: socket.socket, view: memoryview, deadline: float) -> None:
+class _Deadline:
+    """When an answer must be there, by a clock that stands still while this process does.
+
+    A container that is paused, or a machine that is saved and restored, is no picture's fault: waiting goes on in
+    slices, and what a slice took too long is not counted.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._at_s = time.monotonic() + seconds
+
+    def receive(self, link: socket.socket, view: memoryview) -> int:
+        """Some bytes at least. Raises TimeoutError, EOFError, OSError."""
+        if time.monotonic() > self._at_s + LATE_S:  # it may send a byte now and then for ever
+            raise TimeoutError
+        while True:
+            # Never nothing: an answer that lies there is taken, however late this thread looked.
+            slice_s = min(SLICE_S, max(0.01, self._at_s - time.monotonic()))
+            link.settimeout(slice_s)
+            began_s = time.monotonic()
+            try:
+                received = link.recv_into(view)
+            except TimeoutError:
+                late_s = time.monotonic() - began_s - slice_s
+                self._at_s += late_s if late_s > SLICE_S else 0.0
+                if time.monotonic() >= self._at_s:
+                    raise
+                continue
+            if received == 0:
+                raise EOFError("the process closed its socket")
+            return received
+
+
+def _fill(link: socket.socket, view: memoryview, deadline: _Deadline) -> None:
     """Receives until the view is full. Raises TimeoutError, EOFError, OSError."""
     while view:
-        link.settimeout(_left_s(deadline))
-        received = link.recv_into(view)
-        if received == 0:
-            raise EOFError("the process closed its socket")
-        view = view[received:]
-
-
-def _left_s(deadline: float) -> float:
-    # Never nothing: an answer that lies there is taken, however late this thread looked.
-    return max(0.01, deadline - time.monotonic())
+        view = view[deadline.receive(link, view) :]
 
 
 def keep_to_itself() -> None:

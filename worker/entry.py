@@ -15,6 +15,7 @@ SUSPECT_DELIVERIES = 2
 # What may pass by itself; how long each has lasted is kept with what waits for its next attempt.
 PASSING_REASONS = ("not_found", "fetch_failed")
 MALFORMED_CUT_BYTES = 128
+LONGEST_PAUSE_MS = 60_000
 
 _id_pattern = re.compile(CONTENT_ID_PATTERN.encode())
 
@@ -96,7 +97,7 @@ def parse(stream: str, entry_id: bytes, fields: Mapping[bytes, bytes], deliverie
     )
 
 
-def pause_ms(attempt: int, first_ms: int = 1000, longest_ms: int = 60_000) -> int:
+def pause_ms(attempt: int, first_ms: int = 1000, longest_ms: int = LONGEST_PAUSE_MS) -> int:
     """How long to wait before attempt number `attempt` + 1: doubling, with a ceiling."""
     return int(min(longest_ms, first_ms * 2 ** min(attempt, 16)))
 

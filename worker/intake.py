@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import redis
 
 from worker import bus
-from worker.entry import SUSPECT_DELIVERIES, Entry, Malformed, parse
+from worker.entry import LONGEST_PAUSE_MS, SUSPECT_DELIVERIES, Entry, Malformed, parse
 from worker.errors import UnavailableError
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,8 @@ class Intake:
         self._redis = client
         self.consumer = consumer
         self._takeover_idle_ms = int(takeover_idle_s * 1000)
-        self._drop = client.register_script(bus.script("drop"))
-        self._postpone = client.register_script(bus.script("postpone"))
+        self._drop = client.register_script(bus.script("entries", "drop"))
+        self._postpone = client.register_script(bus.script("entries", "postpone"))
         self._due = client.register_script(bus.script("due"))
         self._bury = client.register_script(bus.script("bury"))
         self._prune = client.register_script(bus.script("prune"))
@@ -103,7 +103,7 @@ class Intake:
                 for entry in known:
                     self._drop(
                         keys=[entry.stream, bus.verdict_key(entry.content_id)],
-                        args=[bus.GROUP, entry.entry_id],
+                        args=[bus.GROUP, entry.entry_id, entry.content_id],
                         client=pipeline,
                     )
                 gone = {id(entry) for entry, done in zip(known, pipeline.execute(), strict=True) if done == 1}
@@ -116,14 +116,14 @@ class Intake:
             return bool(
                 self._postpone(
                     keys=[entry.stream, bus.RETRY, entry.alone_key],
-                    args=[bus.GROUP, entry.entry_id, pause_ms, member],
+                    args=[bus.GROUP, entry.entry_id, pause_ms, member, entry.content_id],
                 )
             )
 
     def wake_due(self) -> int:
         """Puts postponed entries whose time has come back into the streams; returns how many."""
         with bus.translated():
-            return int(self._due(keys=[bus.RETRY, bus.UPLOADS, bus.BACKFILL], args=[DUE_AT_ONCE]))
+            return int(self._due(keys=[bus.RETRY, bus.UPLOADS, bus.BACKFILL], args=[DUE_AT_ONCE, LONGEST_PAUSE_MS]))
 
     def mark_alone(self, entry: Entry) -> Fates:
         """Notes that this process is about to judge the entry alone; returns what others before it met with.

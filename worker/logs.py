@@ -25,6 +25,8 @@ def set_up(level: str, format: Literal["text", "json"]) -> None:
     else:
         handler.setFormatter(logging.Formatter(TEXT_FORMAT))
     logging.captureWarnings(format == "json")  # or a library's warning breaks the lines
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    # DEBUG is for what is ours: a library's may hold a store's signatures and session tokens.
+    logging.basicConfig(level="INFO" if level == "DEBUG" else level, handlers=[handler], force=True)
+    logging.getLogger("worker").setLevel(level)
     # What goes wrong with a task is said in a sentence of ours; Celery adds a traceback to each.
     logging.getLogger("celery.app.trace").setLevel(logging.ERROR)

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -234,7 +234,9 @@ class Pipeline:
             enqueued_at=_utc(item.entry.enqueued_ms),
         )
 
-    def _done(self, entries: Iterable[Entry]) -> None:
+    def _done(self, entries: Sequence[Entry]) -> None:
+        if not entries:  # all were refused, which is no progress
+            return
         now = time.monotonic()
         with self._changed:
             finished = sum(self._items.pop((entry.stream, entry.entry_id), None) is not None for entry in entries)

@@ -13,6 +13,7 @@ from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY, Broker, free_port
 from worker import breaker, bus
 from worker.client import Moderation
+from worker.errors import UnavailableError
 from worker.intake import Intake
 from worker.overrule import Overruler
 from worker.publish import BAN_SHARE_DECIDED, Outcome, Published, Publisher, Quota
@@ -118,6 +119,42 @@ def test_apply_lets_the_bans_take_effect_once(desk: Desk) -> None:
     assert 0 < desk.raw.ttl("moderation:verdict:held0") <= TTL_S
     assert breaker.close(desk.raw, apply=True, verdict_ttl_s=TTL_S).applied == 0
     assert desk.bans(4) == ["published"] * 3 + ["opened"]
+
+
+def test_what_the_verdict_stream_refuses_stays_to_be_done(desk: Desk) -> None:
+    """It takes no entry for a while: neither a withheld ban nor a person's correction is lost, both are done later."""
+    desk.bans(3)
+    held = [f"held{number}" for number in range(5)]
+    desk.publish(*[desk.outcome(0.9, content_id) for content_id in held])
+    last = "18446744073709551615-18446744073709551615"
+    desk.raw.rename(bus.VERDICTS, "verdicts")
+    desk.raw.xadd(bus.VERDICTS, {"x": "y"}, id=last)
+    desk.client.correct(held[0], "approved", by="ann")
+    with pytest.raises(UnavailableError):
+        desk.overruler.apply_waiting()
+    with pytest.raises(UnavailableError):
+        breaker.close(desk.raw, apply=True, verdict_ttl_s=TTL_S)
+    assert set(breaker.withheld(desk.raw)) == set(held)
+    assert desk.raw.hlen(bus.OVERRIDES) == 0
+    desk.raw.delete(bus.VERDICTS)
+    desk.raw.rename("verdicts", bus.VERDICTS)
+    desk.overruler._reread_at = 0.0  # as its thread sets it after a failure
+    desk.overruler.apply_waiting()
+    assert breaker.close(desk.raw, apply=True, verdict_ttl_s=TTL_S).applied == 4
+    assert [desk.client.verdict(content_id).ban for content_id in held] == [False, True, True, True, True]
+    assert desk.client.verdict(held[0]).reasons == ("human",)
+
+
+def test_who_closes_it_trims_nothing(desk: Desk) -> None:
+    """Its shell may be told of a shorter TTL than the workers, who keep the stream."""
+    desk.publisher = Publisher(desk._bus, 10**9, quota=Quota(share=1.0, count=3))  # workers keep thirty years
+    old_ms = bus.now_ms(desk.raw) - 10**11
+    for number in range(300):
+        desk.raw.xadd(bus.VERDICTS, {"old": number}, id=f"{old_ms + number}-0")
+    desk.bans(3)
+    assert desk.publish(desk.outcome(0.9, "held")) == ["opened"]
+    assert breaker.close(desk.raw, apply=True, verdict_ttl_s=TTL_S).applied == 1
+    assert desk.raw.xlen(bus.VERDICTS) == 305
 
 
 def test_discard_leaves_them_with_a_person(desk: Desk) -> None:

@@ -82,6 +82,8 @@ def test_durable_waits_for_the_disk(run: Run, tmp_path: Path) -> None:
         (["dead-letter", "drop", "nonsense"], "dead letter"),
         (["dead-letter", "replay", "1-1"], "no dead letter"),
         (["worker", "--gpu", "-1"], "--gpu"),
+        (["submit", "a", "--wait", "--timeout", "inf"], "--timeout"),
+        (["submit", "a", "--wait", "--timeout", "nan"], "--timeout"),
     ],
 )
 def test_wrong_words_are_refused_in_one_sentence(run: Run, words: list[str], sentence: str) -> None:

@@ -65,6 +65,24 @@ def test_pictures_that_hang_in_every_decoder_cost_the_others_one_time_limit(plac
     assert set(still).isdisjoint(decoders_of(worker.process.pid))
 
 
+def test_a_pause_of_the_whole_machine_is_no_pictures_fault(place: Place) -> None:
+    """As of a container that is frozen or a machine that is saved: the time does not count against what was in work."""
+    worker = place.start_worker(decoders="1", decode_timeout_s=str(TIME_LIMIT_S)).wait_ready()
+    place.judge(place.add())
+    (decoder,) = decoders_of(worker.process.pid)
+    os.kill(decoder, signal.SIGSTOP)
+    content_id = place.add()
+    place.client.submit(content_id)
+    wait_until(lambda: worker.metric("moderation_stage_seconds_count", stage="fetch") == 2, "the picture to be fetched")
+    worker.process.send_signal(signal.SIGSTOP)
+    until = time.monotonic() + 2 * TIME_LIMIT_S
+    wait_until(lambda: time.monotonic() > until, "the pause to pass", 3 * TIME_LIMIT_S)
+    worker.process.send_signal(signal.SIGCONT)
+    os.kill(decoder, signal.SIGCONT)
+    assert place.client.wait(content_id, 60)[content_id].label == "approved"
+    assert worker.metric("moderation_decoder_restarts_total") == 0
+
+
 def test_a_decoder_that_segfaults_costs_one_process_and_one_undecided(place: Place) -> None:
     """In the middle of a picture, as a fault in an image library would: the pictures around it are judged."""
     worker = place.start_worker(decoders="1", decode_timeout_s="40").wait_ready()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 
 import pytest
@@ -206,6 +207,18 @@ def test_a_device_that_hangs_does_not_keep_a_worker_from_stopping(place: Place, 
     assert hanging.stop(40) == 70
     place.start_worker(takeover_idle_s="2").wait_ready()
     assert {document.label for document in place.client.wait(ids, 60).values()} == {"approved"}
+
+
+def test_a_server_that_hangs_does_not_keep_a_worker_from_stopping(place: Place) -> None:
+    """SIGTERM while it neither answers nor refuses: before systemd's or Kubernetes' patience is over."""
+    worker = place.start_worker(drain_s="1").wait_ready()
+    server = place.broker._server._process.pid
+    os.kill(server, signal.SIGSTOP)
+    try:
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.process.wait(50) == 0
+    finally:
+        os.kill(server, signal.SIGCONT)
 
 
 def test_a_hung_fetch_does_not_keep_a_worker_from_stopping(place: Place) -> None:

@@ -21,6 +21,16 @@ CELERYS_OWN = "\nworker: Warm shutdown (MainProcess)\n"
 WORKER = "import tests.support.tiny_app; from worker.cli import main; main()"
 
 
+def test_debug_is_for_what_is_ours() -> None:
+    """A library's lines may hold a store's session tokens and signatures."""
+    script = (
+        "import logging; from worker import logs; logs.set_up('DEBUG', 'text'); "
+        "print([logging.getLogger(name).isEnabledFor(logging.DEBUG) for name in ('worker.intake', 'botocore.auth')])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[True, False]\n", done.stderr
+
+
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
     """All that a `moderation worker` writes, to both outputs, while it judges 40 pictures and is stopped."""

@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from tests.support.waiting import wait_until
-from tests.support.worker import Broker
+from tests.support.worker import Broker, free_port
 from worker import bus
 from worker.entry import Entry
 from worker.errors import UnavailableError
@@ -142,6 +142,35 @@ def test_who_lost_the_entry_publishes_nothing(desk: Desk) -> None:
     assert desk.publisher.publish([Outcome(entry, decided("approved"))])[0][0] == "published"
     assert desk.publisher.publish([Outcome(entry, decided("risked", ban=True))])[0][0] == "gone"
     assert desk.entries() == 1 and desk.standing().label == "approved"
+
+
+def test_an_entry_id_given_out_twice_takes_nobody_elses_entry(desk: Desk) -> None:
+    """A server that lost its newest entries, with its clock behind, gives their IDs to others: what is still in work
+    on the first owner of one must neither publish, nor postpone, nor drop the second."""
+    mine = desk.deliver()
+    desk.raw.delete(bus.UPLOADS)
+    desk.intake.ensure_groups()
+    desk.raw.xadd(bus.UPLOADS, {"content_id": "b"}, id=mine.entry_id)
+    assert desk.publisher.publish([Outcome(mine, decided("risked", ban=True))])[0][0] == "gone"
+    assert not desk.intake.postpone(mine, "not_found", 1000, desk.intake.now_ms())
+    standing = decided("approved").model_copy(update={"decided_at": NOW})
+    desk.raw.set(bus.verdict_key("a"), standing.to_json())
+    assert desk.intake.without_known([mine]) == []
+    assert [entry.content_id for entry in desk.intake.read([bus.UPLOADS], 5)] == ["b"]
+    assert (desk.entries(), desk.raw.zcard(bus.RETRY)) == (0, 0)
+
+
+def test_a_server_that_became_a_replica_is_left(desk: Desk) -> None:
+    """Its refusals lie inside the script's answer: they must close the connection, or the same one is asked for ever
+    after a fail-over behind one address."""
+    outcome = Outcome(desk.deliver(), decided("approved"))
+    desk.raw.replicaof("127.0.0.1", str(free_port()))
+    with pytest.raises(UnavailableError, match="does not answer"):
+        desk.publisher.publish([outcome])
+    connections = desk._bus.connection_pool
+    assert not any(connection.is_connected for connection in connections._available_connections)
+    desk.raw.replicaof("NO", "ONE")
+    assert desk.publisher.publish([outcome])[0][0] == "published"
 
 
 def test_times_are_the_servers(desk: Desk) -> None:

@@ -380,11 +380,20 @@ def test_garbage_among_what_waits_for_another_attempt_holds_up_nothing(desk: Des
 
 def test_what_is_not_due_yet_waits(desk: Desk) -> None:
     """A postponed entry comes back after its pause, not before."""
-    desk.intake.postpone(desk.deliver(), "not_found", 600_000, desk.intake.now_ms())
+    desk.intake.postpone(desk.deliver(), "not_found", 59_000, desk.intake.now_ms())
     assert desk.intake.wake_due() == 0
     assert (desk.waiting(), desk.redis.zcard(bus.RETRY)) == (0, 1)
     ((_, due_ms),) = desk.redis.zrange(bus.RETRY, 0, -1, withscores=True)
-    assert abs(due_ms - desk.intake.now_ms() - 600_000) < 30_000
+    assert abs(due_ms - desk.intake.now_ms() - 59_000) < 30_000
+
+
+def test_a_clock_set_back_strands_nothing(desk: Desk) -> None:
+    """What is due in an hour was put there before: no pause lasts longer than a minute."""
+    desk.intake.postpone(desk.deliver(), "not_found", 1000, desk.intake.now_ms())
+    ((member, due_ms),) = desk.redis.zrange(bus.RETRY, 0, -1, withscores=True)
+    desk.redis.zadd(bus.RETRY, {member: due_ms + 3_600_000})
+    assert desk.intake.wake_due() == 1
+    assert (desk.waiting(), desk.redis.zcard(bus.RETRY)) == (1, 0)
 
 
 def test_a_stream_that_cannot_take_it_back_loses_nothing(desk: Desk) -> None:

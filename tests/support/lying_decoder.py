@@ -87,9 +87,14 @@ def _lie(how: str, folder: str) -> None:
         "reason": json.dumps({"reason": "risked", "detail": ""}).encode(),
         "frames": json.dumps(header | {"frames": 10**9}).encode(),
         "numbers": json.dumps(header | {"frames": "1", "width": None}).encode(),
+        "nested": b'{"frames":' + b"[" * 60_000,
+        "drip": json.dumps(header).encode(),
     }[how]
     size = 2**60 if how == "size" else len(text)
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
                 os.write(int(name), struct.pack("!Q", size) + text)
+                while how == "drip":
+                    os.write(int(name), b"\0")
+                    time.sleep(0.01)

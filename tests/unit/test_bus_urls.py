@@ -28,6 +28,8 @@ REFUSED = [
     "redis://127.0.0.1/0?db=x",
     "redis://127.0.0.1/0?socket_timeout=soon",
     "redis://127.0.0.1/0?colour=red",
+    "redis://127.0.0.1/0?decode_responses=true",
+    "redis://127.0.0.1/0?max_connections=2",
     "redis://[::1/0",
     "redis://two..dots/0",
     f"redis://{'a' * 64}/0",

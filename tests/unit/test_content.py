@@ -114,6 +114,14 @@ def test_a_store_that_cannot_be_is_refused(url: str, sentence: str) -> None:
         store(url)
 
 
+@pytest.mark.parametrize("url", ["ftp://user:geheim/2@127.0.0.1:1/{content_id}", "hdfs://user:geheim@x:y/{content_id}"])
+def test_a_password_in_the_url_is_never_told(url: str) -> None:
+    """What is wrong with it may be said by quoting it."""
+    with pytest.raises(UsageError) as refused:
+        store(url)
+    assert "geheim" not in str(refused.value) and refused.value.__cause__ is None
+
+
 def test_the_translations_are_complete() -> None:
     """The last row takes everything that the rows before it do not."""
     assert TRANSLATIONS[-1][0] is Exception

@@ -101,7 +101,7 @@ def test_a_decoder_that_breaks_its_word_condemns_that_picture(
     assert restarts == []
 
 
-@pytest.mark.parametrize("how", ["pickle", "size", "json", "list", "reason", "frames", "numbers"])
+@pytest.mark.parametrize("how", ["pickle", "size", "json", "list", "reason", "frames", "numbers", "nested"])
 def test_a_process_taken_over_can_lie_about_its_picture_alone(
     make_pool: MakePool, restarts: list[str], how: str, tmp_path: Path
 ) -> None:
@@ -116,6 +116,19 @@ def test_a_process_taken_over_can_lie_about_its_picture_alone(
     assert is_answer(pool.submit(b"harmless"), b"harmless")
     assert not trap.exists()
     assert "timeout" not in restarts
+
+
+def test_an_answer_that_comes_byte_by_byte_ends_with_its_time_limit(make_pool: MakePool, restarts: list[str]) -> None:
+    """Or both processes would be held for hours, and everybody's pictures with them."""
+    pool = make_pool(timeout_s=2.0)
+    wait_started(pool)
+    began = time.monotonic()
+    lies = [pool.submit(b"lie " + json.dumps({"how": "drip", "folder": ""}).encode()) for _ in range(2)]
+    behind = pool.submit(b"harmless")
+    assert [reason(lie) for lie in lies] == ["decode_timeout"] * 2
+    assert is_answer(behind, b"harmless")
+    assert time.monotonic() - began < 15
+    assert restarts == ["timeout"] * 2
 
 
 def test_a_process_taken_over_is_told_no_secret(

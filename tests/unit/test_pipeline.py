@@ -111,6 +111,18 @@ def test_giving_up_is_no_progress(pipeline: Pipeline, tmp_path: Path) -> None:
     assert pipeline.stands_still_s() > IDLE_S / 2
 
 
+def test_refusals_are_no_progress(pipeline: Pipeline, tmp_path: Path) -> None:
+    """However often results are offered to a server that takes none."""
+    os.mkfifo(tmp_path / "one")
+    pipeline.accept([entry(1, "one")])
+    began = time.monotonic()
+    while time.monotonic() < began + IDLE_S:
+        pipeline._done([])  # what the outbox says of a round in which all was refused
+        now = time.monotonic()
+        wait_until(lambda now=now: time.monotonic() > now + 0.1, "the next round")
+    assert pipeline.stands_still_s() > IDLE_S / 2
+
+
 def test_decisions_are_made_beside_the_device_and_a_failed_one_is_its_pictures_own(
     pipeline: Pipeline, broker: Broker, tmp_path: Path, version: Version
 ) -> None:

@@ -25,14 +25,18 @@ if digest == '' and own and type(own.content_sha256) == 'string' and string.matc
   digest = own.content_sha256 -- seen since the decision before this one, which changed no verdict
 end
 local decision = digest ~= '' and of_these_bytes(ARGV[10], digest) or ARGV[10]
-redis.call('HSET', KEYS[4], ARGV[3], decision)
 local same = persons_decision(KEYS[5], digest)
+-- A script is not rolled back: what can fail comes first, so that a correction that fails is asked for again.
+for i = 4, 6 do
+  redis.call('HLEN', KEYS[i])
+end
+local now = take_effect(KEYS[2], KEYS[3], ARGV[5], clock(), standing, {
+  content_id = ARGV[3], document = ARGV[4], status = 'decided', label = ARGV[7], flags = ARGV[8], placement = ARGV[9],
+})
+redis.call('HSET', KEYS[4], ARGV[3], decision)
 if digest ~= '' and (not same or later(ARGV[2], same.entry)) then
   redis.call('HSET', KEYS[5], digest, decision)
 end
 redis.call('HDEL', KEYS[6], ARGV[3])
-local now = take_effect(KEYS[2], KEYS[3], ARGV[5], clock(), standing, {
-  content_id = ARGV[3], document = ARGV[4], status = 'decided', label = ARGV[7], flags = ARGV[8], placement = ARGV[9],
-})
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 return {'published', now}

@@ -1,11 +1,11 @@
--- Takes an entry out of the intake and keeps it for its next attempt.
+-- Takes an entry out of the intake and keeps it for its next attempt. Follows entries.lua.
 --
 -- KEYS  1 the stream the entry is in   2 moderation:retry, a sorted set by due time in ms
 --       3 moderation:alone:{stream}:{entry}   the mark of an entry judged alone; it survived
--- ARGV  1 group  2 entry id  3 pause in ms  4 the member: JSON, see due.lua
+-- ARGV  1 group  2 entry id  3 pause in ms  4 the member: JSON, see due.lua  5 content_id
 -- Returns 1, or 0 where the entry is somebody else's by now.
 
-if #redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2]) == 0 then
+if not is_about(KEYS[1], ARGV[2], ARGV[5]) then
   return 0
 end
 local time = redis.call('TIME')

@@ -1,4 +1,5 @@
--- Publishes outcomes and takes their entries out of the intake, each of them in one atomic step. Follows verdicts.lua.
+-- Publishes outcomes and takes their entries out of the intake, each of them in one atomic step. Follows verdicts.lua and
+-- entries.lua.
 -- Many in one call: what they share is sent once. One that fails leaves the others alone, and its error in its place.
 --
 -- KEYS  1 moderation:verdicts                  one entry per effective verdict, trimmed to the TTL
@@ -79,7 +80,7 @@ end
 
 local function publish(stream, verdict, alone, answered, v)
   -- Nothing is removed before everything that can fail has been done: a script is atomic, but not rolled back.
-  if #redis.call('XRANGE', stream, v.entry, v.entry) == 0 then
+  if not is_about(stream, v.entry, v.content_id) then
     return {'gone', 0}
   end
   local person = decision_in_force(OVERRIDES, v.content_id, KNOWN, v.digest)

@@ -10,9 +10,10 @@
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[4] then
   return 'changed'
 end
-redis.call('HDEL', KEYS[1], ARGV[1])
+-- It is taken away last: a script is not rolled back, and what fails stays withheld.
 local decided_at, document = string.match(ARGV[4], '^(%S+) (.*)$')
 if ARGV[5] ~= '1' then
+  redis.call('HDEL', KEYS[1], ARGV[1])
   return 'superseded'
 end
 local standing = standing_verdict(KEYS[2])
@@ -21,9 +22,12 @@ if person and person[3] == 'known_content' then
   redis.call('XADD', KEYS[6], '*', 'content_id', ARGV[1], 'rescan', '1')
 end
 if person or (standing and standing.decided_at ~= decided_at) then
+  redis.call('HDEL', KEYS[1], ARGV[1])
   return 'superseded'
 end
 take_effect(KEYS[2], KEYS[3], ARGV[2], clock(), standing, {
   content_id = ARGV[1], document = document, status = 'decided', label = 'risked', flags = '1:0', placement = 'removed',
+  keeps_all = true, -- whoever closes the breaker may be told of another TTL than the workers
 })
+redis.call('HDEL', KEYS[1], ARGV[1])
 return 'published'

@@ -80,7 +80,7 @@ end
 
 local function take_effect(key, stream, ttl_s, now, replaced, v)
   -- Writes the verdict v {content_id, document without its last two fields, status, label, flags, placement} in place
-  -- of `replaced`; returns when it was decided, in ms.
+  -- of `replaced`; returns when it was decided, in ms. Trims the stream to the TTL unless v.keeps_all.
   local supersedes = 'null'
   if replaced then
     supersedes = '"' .. replaced.decided_at .. '"'
@@ -92,7 +92,8 @@ local function take_effect(key, stream, ttl_s, now, replaced, v)
     end
   end
   local document = string.sub(v.document, 1, -2) .. ',"decided_at":"' .. iso(now) .. '","supersedes":' .. supersedes .. '}'
-  redis.call('XADD', stream, 'MINID', '~', string.format('%.0f', now - tonumber(ttl_s) * 1000), '*',
+  local oldest = v.keeps_all and '0' or string.format('%.0f', now - tonumber(ttl_s) * 1000)
+  redis.call('XADD', stream, 'MINID', '~', oldest, '*',
     'content_id', v.content_id, 'status', v.status, 'label', v.label,
     'ban', string.sub(v.flags, 1, 1), 'review', string.sub(v.flags, 3, 3), 'placement', v.placement,
     'verdict', document)
