@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -35,9 +34,6 @@ SCHEMA: Final = 3
 
 MAX_BYTES: Final = 10 * 2**30
 """What the whole folder may take between runs: 600,000 pictures of VGG-11 in float32."""
-
-ABANDONED_S: Final = 3600.0
-"""A temporary file of that age is what a killed run left; writing one takes seconds."""
 
 
 class FeatureCache:
@@ -68,7 +64,7 @@ class FeatureCache:
             self._mine.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not (self._mine / "key.json").exists():
                 files.replace(self._mine / "key.json", f"{text}\n".encode())
-            self._remove_abandoned()
+            files.remove_abandoned(self._mine)
             for path in sorted(self._mine.glob("*.safetensors")):
                 self._list(path)
 
@@ -177,12 +173,6 @@ class FeatureCache:
         if removed:
             self._where = {key: found for key, found in self._where.items() if found[0] not in removed}
         return removed
-
-    def _remove_abandoned(self) -> None:
-        for path in self._mine.glob(".*.tmp"):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > ABANDONED_S:
-                    path.unlink()
 
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:

@@ -35,7 +35,7 @@ from trainer.report import FILE as REPORT_FILE
 from trainer.shapley import Head
 from trainer.tables import Tables
 from worker.decode import DecoderPool
-from worker.errors import UsageError
+from worker.errors import UsageError, WeightsError
 from worker.model import devices
 from worker.model import network as networks
 from worker.model.manifest import BaseRef, Manifest, ManifestDraft, identity
@@ -173,7 +173,11 @@ def _base(
     if manifest is None or manifest.network != plan.network:
         return *load_base("imagenet", network, reporter), None
     warn_of_trial(manifest.base.source, reporter)
-    return store.read_base(manifest.base.sha256, manifest.base.bytes), manifest.base.source, manifest.base
+    try:
+        tensors = store.read_base(manifest.base.sha256, manifest.base.bytes)
+    except WeightsError as error:
+        raise WeightsError(f"The champion's base cannot be had: {error}; or name another with --base.") from error
+    return tensors, manifest.base.source, manifest.base
 
 
 def _preprocessing(plan: Plan, store: WeightsStore, champion: str | None) -> Preprocessing:

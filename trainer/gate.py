@@ -52,6 +52,9 @@ class Check:
                 f"{self.name}: the champion bans {self.lost} of these risked pictures, the challenger none, and all "
                 "would wait for a person: not shown; --force where that is meant"
             )
+        if self.name in SINCE:
+            seen = f"{self.name}: {self.value:+.4f} on {self.pictures} pictures, at most {self.bound:+.4f} (95 %)"
+            return f"{seen}: {'not shown to be' if self.passed else 'shown to be'} worse by more than {-self.needed:g}"
         if self.name == BAN_PRECISION:
             seen = f"{self.name}: {self.value:.4f}, {self.gained} of {self.pictures} bans are right, "
             seen += f"95 % bound {self.bound:.4f}, needed above {self.needed:.4f}"
@@ -67,6 +70,7 @@ class Check:
 
 BAN_PRECISION: Final = "ban precision"
 BANS: Final = "bans"
+SINCE: Final = ("accuracy since the anchor", "recall of risked since the anchor")
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ def not_slid(challenger: Judged, anchor: Judged, margin: float) -> list[Check]:
     common = [key for key in challenger if key in anchor and anchor[key][0] == challenger[key][0]]
     risked = [key for key in common if challenger[key][0] == RISKED]
     checks = []
-    for name, keys in (("accuracy since the anchor", common), ("recall of risked since the anchor", risked)):
+    for name, keys in zip(SINCE, (common, risked), strict=True):
         gained, lost = _differences(challenger, anchor, keys)
         bound = -paired.lower_bound(lost, gained, len(keys))
         value = (gained - lost) / len(keys) if keys else 0.0

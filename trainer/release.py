@@ -21,6 +21,7 @@ from trainer.errors import RefusedError
 from trainer.gate import Check, Decision
 from trainer.outcomes import Outcomes
 from worker.errors import UsageError, WeightsError
+from worker.model import history as histories
 from worker.model.history import HistoryEntry
 from worker.model.manifest import Manifest
 from worker.model.weights import ChampionChangedError, WeightsStore
@@ -35,8 +36,8 @@ CHOSE_ON_TEST: Final = (
 
 @contextlib.contextmanager
 def one_run(store: WeightsStore) -> Iterator[None]:
-    """Hold the store's run lock. Raises LockedError where another run holds it, WeightsError where the store's folder
-    cannot be written to."""
+    """Hold the store's run lock, and remove what killed runs left there. Raises LockedError where another run holds it,
+    WeightsError where the store's folder cannot be written to."""
     with locks.one_run(store.root, "weights store", "--weights", WeightsError):
         store.remove_abandoned()
         yield
@@ -121,19 +122,35 @@ def compare(store: WeightsStore, version_id: str, champion: str, margin: float =
         notes.append(CHOSE_ON_TEST)
     precision, at = gate.aims(manifest.metrics)
     decision = gate.judge(judged, others, margin=margin, ban_precision=precision, at=at)
-    slid: list[Check] = []
-    anchor = anchor_of(store.history())
-    if anchor not in (None, champion, version_id) and (of_anchor := read_outcomes(store, str(anchor))):
-        slid = gate.not_slid(judged, of_anchor.verdicts(), margin)
-        notes.append(f"The anchor is {anchor}, which came into service last without the gate.")
-    return replace(decision, checks=(*decision.checks, *slid), notes=(*decision.notes, *notes))
+    anchor = anchor_of(store.history(), champion)
+    slid, said = _since(store, judged, anchor, margin) if anchor not in (champion, version_id) else ([], [])
+    return replace(decision, checks=(*decision.checks, *slid), notes=(*decision.notes, *notes, *said))
 
 
-def anchor_of(history: Sequence[HistoryEntry]) -> str | None:
-    """The version that last came into service by somebody's own decision: the first one, one that was forced, or one
-    that was rolled back to."""
-    own = [entry.to for entry in history if entry.action == "rollback" or entry.gate is None or entry.forced]
-    return own[-1] if own else None
+def _since(
+    store: WeightsStore, judged: gate.Judged, anchor: str | None, margin: float
+) -> tuple[list[Check], list[str]]:
+    """What the gate says of a version against the anchor, and what a person should know of it."""
+    if anchor is None:
+        return [], []
+    try:
+        kept = read_outcomes(store, anchor)
+    except WeightsError:  # the comparison with the champion stands all the same
+        kept = None
+    if kept is None:
+        return [], [
+            f"The anchor {anchor} keeps no outcomes that can be read, so small steps since it are not added up."
+        ]
+    said = f"The anchor is {anchor}, the last in line that came into service without the gate."
+    return gate.not_slid(judged, kept.verdicts(), margin), [said]
+
+
+def anchor_of(history: Sequence[HistoryEntry], champion: str | None) -> str | None:
+    """The last version in line for the champion, itself included, that came into service by somebody's own decision:
+    the first one, or one that was forced. None where none did."""
+    own = {entry.to for entry in history if entry.action == "promote" and (entry.gate is None or entry.forced)}
+    line = histories.trail(list(history), champion)
+    return next((version for version in reversed(line) if version in own), None)
 
 
 def read_outcomes(store: WeightsStore, version_id: str) -> Outcomes | None:
@@ -155,6 +172,11 @@ def _refusal(version_id: str, champion: str, decision: Decision) -> str:
     hopeless = any(check.missing is None for check in failed)
     more = "; ".join(f"about {check.missing} more for {check.name}" for check in failed if check.missing)
     what = "fit a better one" if hopeless else f"supply more test pictures ({more}) and fit again"
+    if all(check.name in gate.SINCE for check in failed):
+        return (
+            f"The version {version_id} is not promoted, for many small steps have added up ({names}): fit a better "
+            "one, or promote with --force --why TEXT."
+        )
     return (
         f"The version {version_id} is not promoted, for it is not shown to be as good as {champion} within "
         f"{decision.margin:g} ({names}): {what}, or promote with --force --why TEXT."

@@ -130,7 +130,12 @@ def type_in(server: GuardedServer, *blocks: str) -> None:
     folder = server.folder.parent
     client = tool("redis-cli", "apt-get install redis-tools")
     typed = [f'redis-cli() {{ {client} -p {server.port} "$@"; }}', *blocks]
-    script = "\n".join(typed).replace("/var/lib/redis", str(server.folder)).replace("/srv/backup", str(folder))
+    script = (
+        "\n".join(typed)
+        .replace("/var/lib/moderation-redis", str(server.folder))
+        .replace("/etc/moderation/secrets", "deploy/secrets")
+        .replace("/srv/backup", str(folder))
+    )
     done = subprocess.run(["bash", "-euc", script], cwd=folder, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr == "", (script, done.stdout, done.stderr)
     assert not re.search("ERR|NOAUTH|WRONGPASS|NOPERM", done.stdout), done.stdout
@@ -151,7 +156,7 @@ def test_passwords_rotate_as_the_runbook_says_though_redis_restarts(guarded: Gua
     guarded.start()
     assert good() == (True, True)
     definition = next(line for line in first.splitlines() if line.startswith("sum()"))
-    type_in(guarded, first.splitlines()[0], definition, second)
+    type_in(guarded, *first.splitlines()[:2], definition, second)
     assert good() == (False, True)
     guarded.stop()
     guarded.start()

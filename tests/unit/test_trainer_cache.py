@@ -18,7 +18,7 @@ from torch import nn
 from trainer import features
 from trainer.arrays import FloatArray, Frames
 from trainer.bases import random_base
-from trainer.cache import ABANDONED_S, FeatureCache
+from trainer.cache import FeatureCache
 from trainer.dataset import Picture
 from trainer.errors import CacheError
 from trainer.features import Features, computer
@@ -27,6 +27,7 @@ from trainer.progress import Reporter
 from trainer.shards import Entry, Facts, pack
 from trainer.tables import Tables
 from worker.decode import DecoderPool
+from worker.model.files import ABANDONED_S
 from worker.model.network import Network
 from worker.model.preprocessing import DecodeLimits, Preprocessing
 

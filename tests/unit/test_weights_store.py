@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from torch import Tensor
 from tests.tiny_network import TINY
 from trainer.bases import random_base
 from worker.errors import UsageError, WeightsError
-from worker.model import network
+from worker.model import files, network
 from worker.model.manifest import BaseRef, EngineCheck, Manifest, ManifestDraft, identity
 from worker.model.tensors import state_dict
 from worker.model.weights import ChampionChangedError, WeightsStore
@@ -191,6 +193,42 @@ def test_a_version_compared_with_another_champion_is_not_promoted(store: Weights
     with pytest.raises(ChampionChangedError, match=f"compared with {second}, and {first} serves by now"):
         store.promote(third, by="ada", why="third", compared_with=second)
     assert store.champion() == first
+
+
+def test_a_damaged_challenger_does_not_fail_a_rollback_that_took_effect(store: WeightsStore, base: BaseRef) -> None:
+    """Whoever then tries again would go one version too far."""
+    for value in (0.1, 0.2, 0.3):
+        store.promote(published(store, base, value), by="ada", why="better")
+    (store.root / "challenger").write_bytes(b"")
+    second = store.history()[1].to
+    assert store.rollback(by="grace", why="it bans cats") == store.champion() == second
+
+
+def test_a_groups_folder_hands_its_group_down(store: WeightsStore, base: BaseRef) -> None:
+    """A store that trainer and workers share by a group (setgid), whatever the umask."""
+    shutil.rmtree(store.root)
+    store.root.mkdir()
+    store.root.chmod(0o2750)
+    before = os.umask(0o077)
+    try:
+        version = published(store, store.add_base(random_base(TINY, seed=1), "random:1"), 0.5)
+        store.promote(version, by="ada", why="first")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in store.root.rglob("*")}
+    assert {modes[name] for name in ("base", "versions", version)} == {0o2750}
+    assert {modes[name] for name in ("manifest.json", "delta.safetensors", "champion", "history.jsonl")} == {0o640}
+
+
+def test_what_is_written_for_a_person_follows_the_umask(tmp_path: Path) -> None:
+    """In a folder of everybody's, such as /tmp, nobody else may read or change it."""
+    tmp_path.chmod(0o1777)
+    before = os.umask(0o077)
+    try:
+        files.replace(tmp_path / "report.html", b"private")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "report.html").stat().st_mode) == 0o600
 
 
 def test_a_challenger_that_comes_back_into_service_is_none_any_more(store: WeightsStore, base: BaseRef) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder to write; must be new."
 )
-@base_option("imagenet")
+@base_option("imagenet", champion=False)
 @click.option(
     "--method", type=click.Choice(["kmeans", "hdbscan"]), default="kmeans", show_default=True, help="How to cluster."
 )

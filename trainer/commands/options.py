@@ -25,15 +25,15 @@ cache_option = click.option(
 by_option = click.option("--by", metavar="NAME", help="Who is on record for it [default: this user].")
 
 
-def base_option(default: str) -> Callable[[Command], Command]:
-    """`--base`, with another default for what goes on from the champion."""
+def base_option(default: str, *, champion: bool = True) -> Callable[[Command], Command]:
+    """`--base`, with another default for what goes on from the champion; without it where there need be no store."""
+    of_champion = "champion is what the champion stands on, imagenet where there is none; " if champion else ""
     return click.option(
         "--base",
         default=default,
         show_default=True,
-        metavar="imagenet|champion|FILE|random:SEED",
-        help="Where the frozen network starts from; champion is what the champion stands on, imagenet where there is "
-        "none; random is for trials only.",
+        metavar=f"imagenet|{'champion|' if champion else ''}FILE|random:SEED",
+        help=f"Where the frozen network starts from; {of_champion}random is for trials only.",
     )
 
 

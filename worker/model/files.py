@@ -63,30 +63,37 @@ def folder_inside(root: Path, name: str) -> Path:
     if not folder.is_dir():
         root.mkdir(parents=True, exist_ok=True)
         folder.mkdir(exist_ok=True)
-        folder.chmod(root.stat().st_mode & 0o777)
+        _readable_as(root, folder)
     if not folder.resolve().is_relative_to(root.resolve()):
         raise WeightsError(f"{name} is a link out of the store {root}: put the folder itself there")
     return folder
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Puts `content` in the place of `path` in one step, on disk when this returns."""
+def replace(path: Path, content: bytes, *, shared: bool = False) -> None:
+    """Puts `content` in the place of `path` in one step, on disk when this returns.
+
+    `shared`: whoever may read the folder may read it, whatever the umask; a worker is often another user.
+    """
     with temporary_in(path.parent) as temporary:
-        _write(temporary, content, _readable_as(path.parent))
+        _write(temporary, content)
+        if shared:
+            _readable_as(path.parent, temporary)
         os.replace(temporary, path)
     sync_folder(path.parent)
 
 
-def add_folder(path: Path, files: Mapping[str, bytes]) -> bool:
+def add_folder(path: Path, files: Mapping[str, bytes], *, shared: bool = False) -> bool:
     """The folder `path` with `files` in it appears in one step, on disk when this returns True.
 
-    False where something of that name is there already; then nothing changes.
+    False where something of that name is there already; then nothing changes. `shared` as for `replace`.
     """
     with temporary_in(path.parent) as temporary:
         temporary.mkdir()
-        temporary.chmod(path.parent.stat().st_mode & 0o777)
         for name, content in files.items():
-            _write(temporary / name, content, _readable_as(path.parent))
+            _write(temporary / name, content)
+        if shared:
+            for made in (temporary, *(temporary / name for name in files)):
+                _readable_as(path.parent, made)
         sync_folder(temporary)
         try:
             os.rename(temporary, path)
@@ -100,8 +107,10 @@ def add_folder(path: Path, files: Mapping[str, bytes]) -> bool:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Adds one line to `path`, on disk when this returns; a last line that a crash cut short is dropped first."""
+    """Adds one line to `path`, on disk when this returns; a last line that a crash cut short is dropped first. Whoever
+    may read the folder may read it."""
     with open(path, "ab+", opener=_no_link) as file:
+        _readable_as(path.parent, path)
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
         file.write(line + b"\n")
@@ -154,9 +163,9 @@ def temporary_in(folder: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Removes temporary names in `folder` that nobody has written to for ABANDONED_S."""
+    """Removes temporary names in `folder` that nobody has written to for ABANDONED_S, as far as that is possible."""
     for path in folder.glob(".*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             if path.lstat().st_mtime > time.time() - ABANDONED_S:
                 continue
             if path.is_dir() and not path.is_symlink():
@@ -169,15 +178,15 @@ def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
-def _readable_as(folder: Path) -> int:
-    """Rights of a new file: whoever may read the folder may read it, whatever the umask of who writes it; a worker is
-    often another user than the trainer."""
-    return folder.stat().st_mode & 0o666
+def _readable_as(folder: Path, made: Path) -> None:
+    """Adds the folder's rights to read, and takes none away, such as a group's that the folder hands down."""
+    readable = 0o555 if made.is_dir() else 0o444
+    with contextlib.suppress(PermissionError):  # it is somebody else's, who has seen to that
+        made.chmod(stat.S_IMODE(made.stat().st_mode) | (folder.stat().st_mode & readable))
 
 
-def _write(path: Path, content: bytes, rights: int) -> None:
+def _write(path: Path, content: bytes) -> None:
     with open(path, "xb") as file:
-        os.fchmod(file.fileno(), rights)
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -1,14 +1,16 @@
-"""The weights store: a folder of frozen bases and immutable versions, and which version is in service.
+"""The weights store: a folder of frozen bases and versions, and which version is in service.
 
     base/<sha256>.safetensors    versions/<id>/{manifest.json, delta.safetensors, ...}
     check/<sha256>.safetensors   pictures to compare engines on, shared by the versions on a base
     champion, challenger         one line each: a version id
     history.jsonl                one line for each promotion and rollback
 
-Verifies what it reads and replaces what it writes in one step; nothing is ever unpickled. Knows nothing of
-accuracy, gates or schedules: who may be promoted is for the caller to decide.
+What decides a version's verdicts, which its id is a digest of, never changes; what was found out about it may.
+Verifies what it reads and replaces what it writes in one step; nothing is ever unpickled. Knows nothing of accuracy,
+gates or schedules: who may be promoted is for the caller to decide.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -101,14 +103,16 @@ class WeightsStore:
             self._check_base(base)
         except WeightsError:  # not there, or damaged
             with stored.usable(self.root):
-                stored.replace(stored.folder_inside(self.root, "base") / f"{base.sha256}.safetensors", content)
+                stored.replace(
+                    stored.folder_inside(self.root, "base") / f"{base.sha256}.safetensors", content, shared=True
+                )
         return base
 
     def add_check_pictures(self, content: bytes) -> FileRef:
         """Stores what `check_pictures.encode` made, once however many versions name it."""
         sha256 = hashlib.sha256(content).hexdigest()
         with stored.usable(self.root):
-            stored.replace(stored.folder_inside(self.root, "check") / f"{sha256}.safetensors", content)
+            stored.replace(stored.folder_inside(self.root, "check") / f"{sha256}.safetensors", content, shared=True)
         return FileRef(sha256=sha256, bytes=len(content))
 
     def read_check_pictures(self, kept: FileRef) -> bytes:
@@ -146,7 +150,7 @@ class WeightsStore:
         written = {**(files or {}), "delta.safetensors": content, "manifest.json": manifest.to_json()}
         with stored.usable(self.root):
             folder = stored.folder_inside(self.root, "versions")
-            if stored.add_folder(folder / manifest.id, written):
+            if stored.add_folder(folder / manifest.id, written, shared=True):
                 return manifest
         return self._found_out_anew(manifest, written)
 
@@ -161,9 +165,9 @@ class WeightsStore:
         )
         folder = self.root / "versions" / manifest.id
         with stored.usable(self.root):
-            for name in written.keys() - {"delta.safetensors", "manifest.json"}:
-                stored.replace(folder / name, written[name])
-            stored.replace(folder / "manifest.json", manifest.to_json())
+            for name in sorted(written.keys() - {"delta.safetensors", "manifest.json"}):  # the manifest is last
+                stored.replace(folder / name, written[name], shared=True)
+            stored.replace(folder / "manifest.json", manifest.to_json(), shared=True)
         return manifest
 
     def read_extra(self, version_id: str, name: str, limit: int) -> bytes | None:
@@ -208,7 +212,7 @@ class WeightsStore:
             if version_id == self.champion():
                 raise UsageError(f"{version_id} is the champion: name another version as its challenger")
             self.verify(version_id)
-            stored.replace(self.root / "challenger", f"{version_id}\n".encode())
+            stored.replace(self.root / "challenger", f"{version_id}\n".encode(), shared=True)
 
     def rollback(self, *, by: str, why: str) -> str:
         """Puts the champion before this one back into service and returns its id; again goes one further back.
@@ -227,7 +231,8 @@ class WeightsStore:
         """Removes what processes that were killed an hour ago and more had not finished writing."""
         with stored.usable(self.root):
             for folder in (self.root, *(self.root / name for name in ("base", "check", "versions"))):
-                stored.remove_abandoned(folder)
+                if folder.resolve().is_relative_to(self.root.resolve()):  # never through a link out of the store
+                    stored.remove_abandoned(folder)
 
     def history(self) -> list[HistoryEntry]:
         """All promotions and rollbacks, oldest first. WeightsError where a line of history.jsonl is damaged."""
@@ -252,9 +257,10 @@ class WeightsStore:
         # History first: a crash between the two leaves a line that `history.trail` sees never took effect, where the
         # other order would leave a champion that nobody promoted.
         stored.append_line(self.root / "history.jsonl", entry.to_json())
-        stored.replace(self.root / "champion", f"{to}\n".encode())
-        if self.challenger() == to:
-            (self.root / "challenger").unlink()
+        stored.replace(self.root / "champion", f"{to}\n".encode(), shared=True)
+        with contextlib.suppress(WeightsError):  # a damaged pointer is told where it is asked for, not after the fact
+            if self.challenger() == to:
+                (self.root / "challenger").unlink()
 
     def _pointer(self, name: str) -> str | None:
         try:
