@@ -9,14 +9,10 @@ A run may be killed at any moment: the decisions after the cursor are gone throu
 in place. Whoever calls holds the data set's lock. Knows no features, networks or versions.
 """
 
-import contextlib
-import errno
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,11 +22,11 @@ from trainer import dataset, ledger
 from trainer.decoding import decoded
 from trainer.ledger import Decision, Ledger, LeftOut
 from trainer.progress import Reporter
+from trainer.spots import Spot, Spots, label_folders, sha256
 from trainer.threads import in_threads
 from worker.decode import DecoderPool
 from worker.errors import ContentError, UnavailableError, UsageError
 from worker.model import files
-from worker.model.labels import LABELS
 
 BLOCK: Final = 256
 """Decisions between two saves of the cursor: what a killed run goes through again at most."""
@@ -63,15 +59,6 @@ class Fetches(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Spot:
-    """Where a picture lies: `part` is `train` or `test`."""
-
-    part: str
-    label: str
-    path: Path
-
-
 def part_of(content_id: str, test_share: float) -> str:
     """`test` for that share of content IDs, else `train`: by a hash of the ID, so always the same for one ID.
 
@@ -85,11 +72,6 @@ def check_test_share(share: float) -> None:
     """Raises UsageError unless 0 <= share < 1."""
     if not 0 <= share < 1:
         raise UsageError(f"The test share {share:g} is none: give one from 0 to below 1, such as {TEST_SHARE:g}.")
-
-
-def label_folders(data: Path, part: str) -> Path:
-    """The folder that holds the label folders of `train` or `test`."""
-    return data / part / "interim"
 
 
 class Collector:
@@ -114,14 +96,7 @@ class Collector:
         check_test_share(test_share)
         self._data, self._content, self._open_decoders, self._reporter = data, content, decoders, reporter
         self._threads, self._test_share = threads, test_share
-        self._spots: dict[str, list[Spot]] = {}
-        self._ids_of_size: dict[int, set[str]] = {}
-        for path in data.glob(".*.tmp"):
-            _remove_abandoned(path)
-        for part in ("train", "test"):
-            for label in LABELS:
-                (label_folders(data, part) / label).mkdir(parents=True, exist_ok=True)
-                self._index(part, label)
+        self._spots = Spots(data)
 
     def collect(self, corrections: Callable[[str], Iterator[Decision]], results: Counter[Result]) -> None:
         """Goes through what is waiting and all decisions after the cursor, and counts in `results` what became of them.
@@ -185,7 +160,7 @@ class Collector:
                 fetched += result not in ("moved", "unchanged")
                 if result == "waiting":
                     waiting[decision.content_id] = decision
-        if not late and (agreed := sum(map(self._label_same_bytes, placed))):
+        if not late and (agreed := sum(self._spots.label_same_bytes(one.content_id, one.label) for one in placed)):
             self._reporter.say(f"{agreed} pictures hold the same bytes as one decided on later and take its label.")
         ledger.note_left_out(self._data, out)
         left += out
@@ -195,19 +170,18 @@ class Collector:
         return kept, failures[0] if failures and len(failures) == fetched else ""
 
     def _place(self, decoders: DecoderPool, decision: Decision) -> Result | LeftOut:
-        spots = self._spots.get(decision.content_id, [])
+        spots = self._spots.of(decision.content_id)
         # Once in a part, always in that part, whatever the share is now: a version may have been fitted on it.
         part = spots[0].part if spots else part_of(decision.content_id, self._test_share)
         folder = label_folders(self._data, part) / decision.label
-        known = [s for s in spots if decision.sha256 is None or _sha256(s.path) == decision.sha256]
+        known = [s for s in spots if decision.sha256 is None or sha256(s.path) == decision.sha256]
         if known:
             standing = next((s for s in known if (s.part, s.label) == (part, decision.label)), None)
             if standing is not None:
-                self._only(decision.content_id, standing)
+                self._spots.only(decision.content_id, standing)
                 return "unchanged"
             moved = Spot(part, decision.label, folder / known[0].path.name)
-            _move(known[0].path, moved.path)
-            self._only(decision.content_id, moved)
+            self._spots.move(decision.content_id, known[0], moved)
             return "moved"
         try:
             data, extension = self._fetch(decoders, decision)
@@ -217,55 +191,13 @@ class Collector:
             return LeftOut(decision, "mismatched", "The content store holds other bytes under this ID.")
         new = Spot(part, decision.label, folder / f"{decision.content_id}.{extension}")
         files.replace(new.path, data)
-        self._only(decision.content_id, new)
+        self._spots.only(decision.content_id, new)
         return "replaced" if spots else "added"
 
     def _fetch(self, decoders: DecoderPool, decision: Decision) -> tuple[bytes, str]:
         """The bytes and the extension that fits them; decoded in the worker's confined processes, as at training."""
         data = self._content.fetch(decision.content_id)
         return data, EXTENSIONS[decoded(decoders.submit(data), decoders).format]
-
-    def _label_same_bytes(self, decision: Decision) -> int:
-        """The same bytes under other IDs move to the decision's label, each in its own part; returns how many did."""
-        path = self._spots[decision.content_id][0].path
-        digest, moved = _sha256(path), 0
-        for content_id in sorted(self._ids_of_size.get(path.stat().st_size, ())):
-            spots = self._spots[content_id]
-            for at, spot in enumerate(spots):
-                if spot.label == decision.label or _sha256(spot.path) != digest:
-                    continue
-                target = label_folders(self._data, spot.part) / decision.label / spot.path.name
-                if not target.exists():  # made by hand, one name may stand for two pictures: neither is lost
-                    _move(spot.path, target)
-                    spots[at] = Spot(spot.part, decision.label, target)
-                    moved += 1
-        return moved
-
-    def _only(self, content_id: str, spot: Spot) -> None:
-        """Every other file of that ID goes, once its new place is on disk."""
-        for other in self._spots.get(content_id, []):
-            if other.path != spot.path:
-                other.path.unlink(missing_ok=True)
-        self._spots[content_id] = [spot]
-        self._note_size(content_id, spot)
-
-    def _note_size(self, content_id: str, spot: Spot) -> None:
-        """Only files of one size can hold the same bytes. An ID stays noted under sizes that it had before."""
-        with contextlib.suppress(FileNotFoundError):
-            self._ids_of_size.setdefault(spot.path.stat().st_size, set()).add(content_id)
-
-    def _index(self, part: str, label: str) -> None:
-        folder = label_folders(self._data, part) / label
-        for at, folders, names in os.walk(folder):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            for name in names:
-                path = Path(at, name)
-                if name.startswith(".") and name.endswith(".tmp"):
-                    _remove_abandoned(path)
-                elif not name.startswith("."):
-                    spot = Spot(part, label, path)
-                    self._spots.setdefault(path.stem, []).append(spot)
-                    self._note_size(path.stem, spot)
 
     def _say_left(self, left: Iterable[LeftOut]) -> None:
         by_result: dict[Result, list[str]] = {}
@@ -275,26 +207,3 @@ class Collector:
             self._reporter.say(
                 f"{len(ids)} {_SAID[result]}: {dataset.listing(ids)}; all are in {ledger.LEFT_OUT_FILE}."
             )
-
-
-def _remove_abandoned(path: Path) -> None:
-    """What a killed run left half-written: nobody else writes here while the lock is held."""
-    path.unlink(missing_ok=True)
-
-
-def _move(source: Path, target: Path) -> None:
-    try:
-        os.rename(source, target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        files.replace(target, source.read_bytes())  # a label's folder may lie on a file system of its own
-        source.unlink()
-    for folder in {source.parent, target.parent}:
-        files.sync_folder(folder)
-
-
-def _sha256(path: Path) -> str | None:
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-    return None

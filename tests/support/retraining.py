@@ -19,11 +19,11 @@ from PIL import Image
 
 from tests.support.worker import Broker
 from tests.tiny_network import TINY
-from trainer.collect import label_folders
 from trainer.fit import Plan
 from trainer.progress import Reporter
 from trainer.retrain import Job, retrain
 from trainer.retrain_metrics import reported
+from trainer.spots import label_folders
 from worker.client import Moderation
 from worker.content import ContentStore
 from worker.model import network

@@ -74,11 +74,11 @@ def retrain(
     Corrections come from MODERATION_REDIS_URL, pictures from MODERATION_CONTENT_URL. May be killed and run again at any
     time.
     """
-    from trainer.collect import label_folders
     from trainer.progress import Reporter
     from trainer.retrain import Job
     from trainer.retrain import retrain as run
     from trainer.retrain_metrics import reported
+    from trainer.spots import label_folders
     from worker.client import Moderation
 
     reporter = Reporter()
