@@ -71,14 +71,14 @@ class _LeavesReplicas(redis.connection.AbstractConnection):
         """As the connection's own; a read-only server's refusal becomes a ConnectionError."""
         try:
             answer = super().read_response(*args, **options)
+            # A script that answers for many at once has the refusals in its answer, of no class of their own.
+            for one in answer if isinstance(answer, list) else ():
+                if isinstance(one, Exception) and "READONLY" in str(one):
+                    raise redis.exceptions.ReadOnlyError(str(one))
+            return answer
         except redis.exceptions.ReadOnlyError as error:
             super().disconnect()  # type: ignore[no-untyped-call]  # and mypy's list of exceptions knows no super()
             raise redis.exceptions.ConnectionError("this server is a read-only replica") from error
-        # A script that answers for many at once has the refusals in its answer, and they are of no class of their own.
-        if isinstance(answer, list) and any(isinstance(one, Exception) and "READONLY" in str(one) for one in answer):
-            super().disconnect()  # type: ignore[no-untyped-call]  # as above
-            raise redis.exceptions.ConnectionError("this server is a read-only replica")
-        return answer
 
 
 def connect(url: str, sentinel_master: str | None = None) -> redis.Redis:

@@ -60,6 +60,8 @@ class Decode(Protocol):
 
 
 SLICE_S = 1.0
+"""How long one wait for an answer lasts; one that lasts twice as long says that this process stood still."""
+
 LATE_S = 1.0
 """After its deadline an answer may still be under way for so long."""
 

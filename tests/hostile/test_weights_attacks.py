@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.evil import Evil
 from tests.tiny_network import TINY
 from trainer.bases import random_base
 from worker.errors import WeightsError
@@ -127,16 +128,6 @@ def test_a_whole_version_under_another_id(shelf: Shelf) -> None:
     shutil.copytree(shelf.folder, shelf.folder.with_name(other))
     (shelf.store.root / "champion").write_text(other)
     assert "changed after publishing" in refusal(shelf.serve)
-
-
-class Evil:
-    """Unpickled, it would create the file at `path`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
-        return (Path.touch, (self.path,))
 
 
 @pytest.mark.parametrize("write", ["pickle", "torch"])

@@ -4,7 +4,7 @@ import hashlib
 import http.server
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import vgg11
 
+from tests.support.evil import Evil
 from tests.tiny_network import TINY
 from trainer import bases
 from worker.errors import UnavailableError, WeightsError
@@ -164,25 +165,15 @@ def test_file_base_becomes_float32(whole_tiny: dict[str, Tensor], tmp_path: Path
     assert {tensor.dtype for tensor in bases.file_base(path, TINY).values()} == {torch.float32}
 
 
-class _Evil:
-    """Unpickled, it would create the file at `path`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
-        return (Path.touch, (self.path,))
-
-
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("write", ["pickle", "torch", "garbage", "empty", "absent"])
 def test_a_file_that_is_no_state_dict_is_refused(suffix: str, write: str, tmp_path: Path) -> None:
     """A pickle runs nothing, and garbage, an empty and a missing file are said in one sentence."""
     proof, path = tmp_path / "ran", tmp_path / f"base{suffix}"
     if write == "pickle":
-        path.write_bytes(pickle.dumps({"a": _Evil(proof)}))
+        path.write_bytes(pickle.dumps({"a": Evil(proof)}))
     elif write == "torch":
-        torch.save({"a": _Evil(proof)}, path)
+        torch.save({"a": Evil(proof)}, path)
     elif write != "absent":
         path.write_bytes(b"\x80garbage" * 9 if write == "garbage" else b"")
     with pytest.raises(WeightsError):
