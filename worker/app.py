@@ -15,7 +15,7 @@ from celery import Celery, Task, bootsteps, signals
 from celery.exceptions import Reject
 from kombu.transport import redis as transport
 
-from worker import bus, deadletter, logs, misspelt, settings
+from worker import connection, deadletter, logs, misspelt, settings
 from worker.client import Moderation
 from worker.errors import ModerationError, UsageError
 from worker.verdict import check_content_id
@@ -31,7 +31,7 @@ VISIBILITY_TIMEOUT_S = 60
 def configuration() -> dict[str, Any]:
     """Celery's settings, from ours; called once, when they are first needed."""
     configured = read_settings()
-    broker_url, transport_options = bus.celery_broker(configured.redis_url, configured.sentinel_master)
+    broker_url, transport_options = connection.celery_broker(configured.redis_url, configured.sentinel_master)
     return {
         "broker_url": broker_url,
         "broker_connection_retry_on_startup": True,
@@ -41,10 +41,10 @@ def configuration() -> dict[str, Any]:
         | {
             "visibility_timeout": VISIBILITY_TIMEOUT_S,
             "unacked_mutex_expire": 15,
-            "socket_timeout": bus.SOCKET_TIMEOUT_S,
-            "socket_connect_timeout": bus.CONNECT_TIMEOUT_S,
+            "socket_timeout": connection.SOCKET_TIMEOUT_S,
+            "socket_connect_timeout": connection.CONNECT_TIMEOUT_S,
             "socket_keepalive": True,
-            "health_check_interval": bus.HEALTH_CHECK_INTERVAL_S,
+            "health_check_interval": connection.HEALTH_CHECK_INTERVAL_S,
         },
         "task_default_queue": QUEUE,
         "task_serializer": "json",

@@ -16,7 +16,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from worker import bus, cli_people, exporter, logs, misspelt, settings
+from worker import cli_people, connection, exporter, logs, misspelt, settings
 from worker import status as screen
 from worker.client import Moderation
 from worker.errors import ModerationError
@@ -172,7 +172,7 @@ def run_exporter(port: int | None) -> None:
     logs.set_up(configured.log_level, configured.log_format)
     for sentence in misspelt.sentences():
         logger.warning(sentence)
-    client = bus.connect(configured.redis_url, configured.sentinel_master)
+    client = connection.connect(configured.redis_url, configured.sentinel_master)
     server = HealthServer(
         configured.metrics_host,
         port or configured.exporter_port,

@@ -10,7 +10,7 @@ from typing import Any
 
 import redis
 
-from worker import bus, corrections, settings
+from worker import bus, connection, corrections, settings
 from worker.corrections import Correction
 from worker.errors import IntakeFullError, UnavailableError, UsageError
 from worker.verdict import Undecided, Verdict, check_content_id, read
@@ -38,10 +38,10 @@ class Moderation:
     def __init__(self, redis_url: str | None = None, *, intake_max: int | None = None) -> None:
         if redis_url is None:
             configured = settings.load()
-            self._redis = bus.connect(configured.redis_url, configured.sentinel_master)
+            self._redis = connection.connect(configured.redis_url, configured.sentinel_master)
             self._intake_max = configured.intake_max if intake_max is None else intake_max
         else:
-            self._redis = bus.connect(redis_url)
+            self._redis = connection.connect(redis_url)
             self._intake_max = settings.INTAKE_MAX if intake_max is None else intake_max
         self._enqueue = self._redis.register_script(bus.script("enqueue"))
 

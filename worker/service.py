@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
-from worker import bus, memory
+from worker import bus, connection, memory
 from worker.batcher import Batcher
 from worker.champion import ChampionFollower
 from worker.classifier import Classifier
@@ -66,7 +66,7 @@ class Service:
             raise
 
     def _build(self, settings: Settings, node: str, on_broken: Callable[[BaseException], None]) -> None:
-        client = bus.connect(settings.redis_url, settings.sentinel_master)
+        client = connection.connect(settings.redis_url, settings.sentinel_master)
         self._closers.append(client.close)
         bus.ping(client)
         content = ContentStore(

@@ -27,7 +27,7 @@ OFTEN = (
 # When no fail point was reached for so long, an ordinary worker dies: some points need claims to take over.
 IMPATIENT_S = 10.0
 LOAD = 20
-# Half-open: by then no worker has given up on a connection yet, see bus.SOCKET_TIMEOUT_S, and refreshed its claims.
+# Half-open: by then no worker has given up on a connection yet, see SOCKET_TIMEOUT_S, and refreshed its claims.
 DEAF_S = 3.0
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.support.place import Place
 from tests.support.waiting import wait_until
 from tests.support.worker import Broker
-from worker import breaker, bus, corrections, exporter
+from worker import breaker, bus, connection, corrections, exporter
 from worker.client import Moderation
 from worker.errors import ModerationError, UsageError
 from worker.intake import Intake
@@ -179,7 +179,7 @@ class Desk:
     """Publishes and corrects in this process, on one server that all examples share."""
 
     def __init__(self, url: str) -> None:
-        self.redis = bus.connect(url)
+        self.redis = connection.connect(url)
         self.client = Moderation(url)
         self.intake = Intake(self.redis, "desk", 15)
         self.intake.ensure_groups()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from trainer import settings as trainers
-from worker import bus
+from worker import connection
 from worker import settings as workers
 from worker.content import ContentStore
 from worker.errors import UsageError, WeightsError
@@ -117,9 +117,9 @@ def test_any_redis_url_is_a_client_or_a_sentence(url: str) -> None:
     """Nothing is sent; what Celery is told of it is made too."""
     for master in (None, "mymaster"):
         try:
-            client = bus.connect(url, master)
+            client = connection.connect(url, master)
             client.get_encoder().encode(url)  # as it would be sent: user and password are pieces of it
-            bus.celery_broker(url, master)
+            connection.celery_broker(url, master)
             client.close()
         except UsageError as error:
             is_a_sentence(error)

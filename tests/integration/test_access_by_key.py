@@ -11,7 +11,7 @@ import redis
 
 from tests.support.guarded import ROLES, GuardedServer, debian_redis, valkey
 from tests.support.worker import REPOSITORY, Broker
-from worker import app, bus, exporter
+from worker import app, bus, connection, exporter
 
 NAMES = {
     value
@@ -121,7 +121,7 @@ def test_an_acl_file_of_an_older_release_costs_the_exporter_one_figure(broker: B
     others = [bus.UPLOADS, bus.BACKFILL, bus.RETRY, bus.DEAD_LETTER, bus.CORRECTIONS, bus.WITHHELD]
     keys = [f"~{key}" for key in [*others, bus.BAN_WINDOW, bus.WORKERS, f"{bus.WORKER_PREFIX}*"]]
     raw.execute_command("ACL", "SETUSER", "older", "on", ">word", "resetkeys", *keys, "+@all")
-    client = bus.connect(broker.url.replace("redis://", "redis://older:word@"))
+    client = connection.connect(broker.url.replace("redis://", "redis://older:word@"))
     assert exporter.read(client).records_ahead_s == {"corrections": 0.0, "dead-letter": 0.0}
     assert exporter.read(client).dead_letters == 1
     assert exporter.read(raw).records_ahead_s.keys() == {"verdicts", "corrections", "dead-letter"}

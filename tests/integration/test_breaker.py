@@ -11,7 +11,7 @@ import pytest
 from tests.support.place import Place
 from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY, Broker, free_port
-from worker import breaker, bus
+from worker import breaker, bus, connection
 from worker.client import Moderation
 from worker.errors import UnavailableError
 from worker.intake import Intake
@@ -30,7 +30,7 @@ class Desk:
     def __init__(self, broker: Broker, quota: Quota) -> None:
         self.raw = broker.client()
         self.client = Moderation(broker.url)
-        self._bus = bus.connect(broker.url)
+        self._bus = connection.connect(broker.url)
         self._intake = Intake(self._bus, "desk", 15)
         self._intake.ensure_groups()
         self.publisher = Publisher(self._bus, TTL_S, quota=quota)

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from tests.support.worker import Broker
-from worker import bus, deadletter
+from worker import bus, connection, deadletter
 from worker.entry import Entry
 from worker.errors import UnavailableError, UsageError
 from worker.intake import Intake
@@ -20,7 +20,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def redis_client(broker: Broker) -> redis.Redis:
     """As the rooms of the package connect."""
-    return bus.connect(broker.url)
+    return connection.connect(broker.url)
 
 
 @pytest.fixture

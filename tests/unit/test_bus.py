@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from tests.support.worker import Broker, free_port
-from worker import bus
+from worker import bus, connection
 from worker.errors import UnavailableError, UsageError
 
 FOREIGN = [
@@ -28,7 +28,7 @@ def test_every_redis_error_becomes_ours(foreign: type[Exception]) -> None:
 
 def test_no_sentence_holds_the_password() -> None:
     """Neither for a server that is away nor for one that refuses the user."""
-    client = bus.connect(f"redis://uploader:geheim@127.0.0.1:{free_port()}/0")
+    client = connection.connect(f"redis://uploader:geheim@127.0.0.1:{free_port()}/0")
     with pytest.raises(UnavailableError) as away:
         bus.ping(client)
     assert "geheim" not in str(away.value)
@@ -38,15 +38,18 @@ def test_no_sentence_holds_the_password() -> None:
 def test_a_malformed_url_is_refused(url: str) -> None:
     """One sentence that names the variable."""
     with pytest.raises(UsageError, match="MODERATION_REDIS_URL"):
-        bus.connect(url)
+        connection.connect(url)
 
 
 def test_the_broker_is_the_same_server() -> None:
     """kombu gets what it needs for TLS, sockets and Sentinel."""
-    assert bus.celery_broker("redis://h:1/0", None) == ("redis://h:1/0", {})
-    assert bus.celery_broker("rediss://h:1/0", None) == ("rediss://h:1/0?ssl_cert_reqs=required", {})
-    assert bus.celery_broker("unix:///run/redis.sock", None) == ("redis+socket:///run/redis.sock?virtual_host=0", {})
-    url, options = bus.celery_broker("redis://u:p@a:1,b/3", "m")
+    assert connection.celery_broker("redis://h:1/0", None) == ("redis://h:1/0", {})
+    assert connection.celery_broker("rediss://h:1/0", None) == ("rediss://h:1/0?ssl_cert_reqs=required", {})
+    assert connection.celery_broker("unix:///run/redis.sock", None) == (
+        "redis+socket:///run/redis.sock?virtual_host=0",
+        {},
+    )
+    url, options = connection.celery_broker("redis://u:p@a:1,b/3", "m")
     assert url == "sentinel://u:p@a:1/3;sentinel://u:p@b:26379/3"
     assert options == {"master_name": "m"}
 

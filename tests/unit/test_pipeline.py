@@ -13,7 +13,7 @@ import pytest
 from tests.support.pictures import picture
 from tests.support.waiting import wait_until
 from tests.support.worker import Broker
-from worker import bus
+from worker import bus, connection
 from worker.batcher import Batcher
 from worker.classifier import Frames, Scores
 from worker.client import Moderation
@@ -58,7 +58,7 @@ def pipeline(broker: Broker, tmp_path: Path, version: Version) -> Iterator[Pipel
     def score(frames: Frames) -> Scores:
         return Scores(np.array([[0.8, 0.1, 0.1]] * len(frames), np.float32), version)
 
-    client = bus.connect(broker.url)
+    client = connection.connect(broker.url)
     intake = Intake(client, "test", 15)
     intake.ensure_groups()
     batcher = Batcher(score, max_images=1)
@@ -127,7 +127,7 @@ def test_decisions_are_made_beside_the_device_and_a_failed_one_is_its_pictures_o
     pipeline: Pipeline, broker: Broker, tmp_path: Path, version: Version
 ) -> None:
     """The thread that scores builds no verdicts. What cannot be decided is undecided; the next is judged as before."""
-    client, intake = Moderation(broker.url), Intake(bus.connect(broker.url), "test", 15)
+    client, intake = Moderation(broker.url), Intake(connection.connect(broker.url), "test", 15)
     for content_id, broken in (("first", False), ("bad", True), ("last", False)):
         (tmp_path / content_id).write_bytes(picture("approved"))
         version.broken = broken
@@ -151,6 +151,6 @@ def test_what_cannot_even_be_made_ends_nothing(pipeline: Pipeline, broker: Broke
     pipeline._outbox.put(fault)
     client = Moderation(broker.url)
     client.submit(["next"])
-    pipeline.accept(Intake(bus.connect(broker.url), "test", 15).read([bus.UPLOADS], 1))
+    pipeline.accept(Intake(connection.connect(broker.url), "test", 15).read([bus.UPLOADS], 1))
     assert client.wait(["next"], 20)["next"].label == "approved"
     client.close()

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from tests.support.worker import Broker, free_port
-from worker import bus
+from worker import bus, connection
 from worker.errors import UnavailableError, UsageError
 
 SECRET = "geheim"
@@ -57,7 +57,7 @@ REFUSED_WITH_SENTINEL = [
 def test_a_malformed_url_is_refused_without_being_repeated(url: str, master: str | None) -> None:
     """One sentence that names the variable and holds nothing of the URL, which may have a password in it."""
     with pytest.raises(UsageError, match="MODERATION_REDIS_URL") as raised:
-        bus.connect(url, master)
+        connection.connect(url, master)
     assert SECRET not in str(raised.value)
     assert raised.value.__cause__ is None
     assert raised.value.__suppress_context__
@@ -77,7 +77,7 @@ def test_a_malformed_url_is_refused_without_being_repeated(url: str, master: str
 )
 def test_a_well_formed_url_is_taken(url: str) -> None:
     """Nothing is sent yet: no server is needed to make a client."""
-    bus.connect(url).close()
+    connection.connect(url).close()
 
 
 def target(client: redis.Redis) -> dict[str, Any]:
@@ -92,15 +92,15 @@ def test_an_escaped_password_is_unescaped_with_and_without_sentinel() -> None:
         ("redis://user:p%40ss@127.0.0.1:6379/3?client_name=x", None),
         ("redis://user:p%40ss@one:26379,two/3?client_name=x", "mymaster"),
     ):
-        settings = target(bus.connect(url, master))
+        settings = target(connection.connect(url, master))
         assert (settings["username"], settings["password"], settings["db"]) == ("user", "p@ss", 3)
         assert settings["client_name"] == "x"
-        assert settings["socket_timeout"] == bus.SOCKET_TIMEOUT_S
+        assert settings["socket_timeout"] == connection.SOCKET_TIMEOUT_S
 
 
 def test_sentinels_are_asked_at_their_addresses() -> None:
     """Names, IPv4 and IPv6; the usual port where none is named."""
-    client = bus.connect("redis://one:1,two,[::1]:3,[::1]/0", "mymaster")
+    client = connection.connect("redis://one:1,two,[::1]:3,[::1]/0", "mymaster")
     manager = client.connection_pool.sentinel_manager
     addresses = [(target(sentinel)["host"], target(sentinel)["port"]) for sentinel in manager.sentinels]
     assert addresses == [("one", 1), ("two", 26379), ("::1", 3), ("::1", 26379)]
@@ -108,7 +108,7 @@ def test_sentinels_are_asked_at_their_addresses() -> None:
 
 def test_tls_goes_to_the_sentinels_too() -> None:
     """`rediss://` with Sentinel: master and Sentinels over TLS, with the same authority."""
-    client = bus.connect("rediss://one,two/0?ssl_ca_certs=/etc/ca.pem", "mymaster")
+    client = connection.connect("rediss://one,two/0?ssl_ca_certs=/etc/ca.pem", "mymaster")
     pool = client.connection_pool
     assert issubclass(pool.connection_class, redis.connection.SSLConnection)
     for asked in pool.sentinel_manager.sentinels:
@@ -128,7 +128,7 @@ def socket_broker() -> Iterator[tuple[Broker, Path]]:
 
 def kombu_connection(url: str, sentinel_master: str | None = None) -> kombu.Connection:
     """As Celery makes it."""
-    broker_url, options = bus.celery_broker(url, sentinel_master)
+    broker_url, options = connection.celery_broker(url, sentinel_master)
     return kombu.Connection(broker_url, transport_options=options)
 
 
@@ -136,10 +136,10 @@ def test_a_unix_socket_works_for_client_and_celery_alike(socket_broker: tuple[Br
     """Both reach the same database of the same server."""
     _, path = socket_broker
     url = f"unix://{path}?db=2"
-    client = bus.connect(url)
+    client = connection.connect(url)
     bus.ping(client)
-    with kombu_connection(url) as connection:
-        connection.SimpleQueue("letters").put("hello")
+    with kombu_connection(url) as celery:
+        celery.SimpleQueue("letters").put("hello")
     assert client.llen("letters") == 1
     assert target(client)["db"] == 2
 
@@ -148,10 +148,10 @@ def test_a_unix_socket_works_for_client_and_celery_alike(socket_broker: tuple[Br
 def test_celery_lands_in_the_same_database(broker: Broker, place: str) -> None:
     """However the URL names it, and whatever else stands in it that kombu does not know."""
     url = f"redis://127.0.0.1:{broker.port}{place}"
-    with kombu_connection(url) as connection:
-        connection.SimpleQueue("letters").put("hello")
-    assert bus.connect(url).llen("letters") == 1
-    assert bus.connect(broker.url).exists("letters") == 0
+    with kombu_connection(url) as celery:
+        celery.SimpleQueue("letters").put("hello")
+    assert connection.connect(url).llen("letters") == 1
+    assert connection.connect(broker.url).exists("letters") == 0
 
 
 def test_celery_uses_tls_where_we_do() -> None:
@@ -183,15 +183,15 @@ def test_a_server_that_wants_a_password_is_a_matter_for_the_user(broker: Broker)
     """A password to a server that has none, then none or a wrong one to a server that has: UsageError without it."""
     unknown = broker.url.replace("redis://", f"redis://nobody:{SECRET}@")
     wrong = broker.url.replace("redis://", f"redis://:{SECRET}@")
-    right = bus.connect(broker.url.replace("redis://", "redis://:right@"))
+    right = connection.connect(broker.url.replace("redis://", "redis://:right@"))
 
     def refused(url: str) -> None:
         with pytest.raises(UsageError, match="user or password") as raised:
-            bus.ping(bus.connect(url))
+            bus.ping(connection.connect(url))
         assert SECRET not in str(raised.value)
 
     refused(wrong)
-    bus.connect(broker.url).config_set("requirepass", "right")
+    connection.connect(broker.url).config_set("requirepass", "right")
     bus.ping(right)
     for url in (broker.url, wrong, unknown):
         refused(url)
@@ -200,8 +200,8 @@ def test_a_server_that_wants_a_password_is_a_matter_for_the_user(broker: Broker)
 
 def test_a_user_without_the_right_is_a_matter_for_the_user(broker: Broker) -> None:
     """The ACL forbids a command: UsageError."""
-    bus.connect(broker.url).acl_setuser("reader", enabled=True, passwords=["+pw"], commands=["+get"], keys=["*"])
-    client = bus.connect(broker.url.replace("redis://", "redis://reader:pw@"))
+    connection.connect(broker.url).acl_setuser("reader", enabled=True, passwords=["+pw"], commands=["+get"], keys=["*"])
+    client = connection.connect(broker.url.replace("redis://", "redis://reader:pw@"))
     with pytest.raises(UsageError, match="ACL"), bus.translated():
         client.set("a", "b")
 
@@ -215,7 +215,7 @@ def test_a_server_that_is_away_is_unavailable() -> None:
         ("unix:///no/such/socket", None),
     ):
         with pytest.raises(UnavailableError) as raised:
-            bus.ping(bus.connect(url, master))
+            bus.ping(connection.connect(url, master))
         assert SECRET not in str(raised.value)
 
 
