@@ -1,8 +1,8 @@
 """Turns untrusted bytes into uint8 frames, in processes that may die.
 
-Bytes go in, `Decoded` frames come out; how a picture is read is `model.preprocessing`, how a process is confined is
-`decoder_process`; this module holds several of them, ends what takes too long and decides what a death proves. Knows
-nothing of IDs, queues, networks or verdicts.
+Bytes go in, `Decoded` frames come out; how a picture is read is `model.preprocessing`, how a process is spoken to is
+`decoder_process`, and how it confines itself `decoder_program`. This module holds several of them, ends what takes too
+long and decides what a death proves. Knows nothing of IDs, queues, networks or verdicts.
 
 One thread and one socket a process, and nothing shared between processes: a death, wherever it strikes, is known at
 once and concerns the one picture in work there. (Processes that share a pipe and its lock all stand still when one
@@ -18,7 +18,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Self
 
-from worker.decoder_process import Decode, DecoderDiedError, DecoderProcess, keep_to_itself
+from worker.decoder_process import DecoderDiedError, DecoderProcess
+from worker.decoder_program import Decode, keep_to_itself
 from worker.errors import ContentError, ModerationError, UnavailableError
 from worker.model import preprocessing
 from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing

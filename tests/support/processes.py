@@ -15,7 +15,7 @@ def decoders_of(parent: int) -> list[int]:
                 words = (folder / "cmdline").read_bytes()
             except OSError:  # it ended while we looked
                 continue
-            if int(started_by) == parent and state != "Z" and b"worker.decoder_process" in words:
+            if int(started_by) == parent and state != "Z" and b"worker.decoder_program" in words:
                 found.append(int(folder.name))
     return found
 

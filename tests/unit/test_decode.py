@@ -17,7 +17,7 @@ from tests.support.pictures import picture
 from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY
 from worker.decode import DecoderPool
-from worker.decoder_process import NICER_BY
+from worker.decoder_program import NICER_BY
 from worker.errors import ContentError, UnavailableError
 from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing
 
@@ -57,7 +57,7 @@ def decoders(parent: int) -> list[int]:
             command = (stat.parent / "cmdline").read_bytes()
         except OSError:
             continue
-        if int(fields[1]) == parent and fields[0] != "Z" and b"decoder_process" in command:
+        if int(fields[1]) == parent and fields[0] != "Z" and b"decoder_program" in command:
             found.append(int(stat.parent.name))
     return found
 

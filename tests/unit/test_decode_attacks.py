@@ -141,7 +141,7 @@ def test_a_process_taken_over_is_told_no_secret(
     told = tmp_path / "told"
     make_pool(processes=1).submit(b"tell " + bytes(told)).result(PATIENCE_S)
     known = told.read_text()
-    assert "OPENBLAS_NUM_THREADS" in known and "decoder_process" in known, "or it knows nothing at all"
+    assert "OPENBLAS_NUM_THREADS" in known and "decoder_program" in known, "or it knows nothing at all"
     assert "geheim" not in known and "MODERATION_" not in known and "AWS_" not in known
 
 

@@ -383,6 +383,6 @@ def test_a_missing_field_is_refused() -> None:
 
 
 def test_decoder_processes_do_not_load_torch() -> None:
-    """Importing the module brings in neither torch nor anything of it: decoders start fast and stay small."""
-    code = "import sys, worker.model.preprocessing; sys.exit('torch' in sys.modules)"
+    """Their program brings in neither torch nor anything of it: decoders start fast and stay small."""
+    code = "import sys, worker.decoder_program, worker.model.preprocessing; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
