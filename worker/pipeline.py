@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -20,31 +19,21 @@ from worker.batcher import Batcher
 from worker.classifier import Scores
 from worker.content import ContentStore
 from worker.decode import DecoderPool
-from worker.entry import Entry, pause_ms
+from worker.entry import Entry
 from worker.errors import ContentError, ModerationError
 from worker.fetch import FetchPool
 from worker.intake import Intake
+from worker.judgement import Rules, decided, may_pass, pause_before_next_ms, undecided
 from worker.metrics import Metrics
 from worker.model.preprocessing import Decoded
 from worker.outbox import Outbox, Postponement
-from worker.policy import Thresholds, decide, picked_for_audit
 from worker.publish import Outcome, Publisher
-from worker.verdict import Probabilities, ReviewPlacement, Undecided, Verdict
+from worker.verdict import Undecided
 
 logger = logging.getLogger(__name__)
 
 # How far back the rate of judging is measured: what may be in work is what was judged in that time.
 RATE_WINDOW_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What the deployment, not the weights version, says about decisions. Times in seconds."""
-
-    review_placement: ReviewPlacement
-    audit_share: float
-    not_found_retry_s: float
-    fetch_failed_retry_s: float
 
 
 @dataclass(eq=False, slots=True)
@@ -186,7 +175,7 @@ class Pipeline:
 
     def _outcome(self, item: Item, scores: Scores) -> Outcome:
         try:
-            return Outcome(item.entry, self._decide(item, scores))
+            return Outcome(item.entry, decided(item, scores, self._rules))
         except Exception as error:
             logger.exception("nothing can be decided about %s", item.entry.content_id)
             failed = ContentError("model_failed", f"A decision failed: {type(error).__name__}.")
@@ -205,34 +194,6 @@ class Pipeline:
         except Exception as error:
             logger.exception("a stage failed on %s", item.entry.content_id)
             self._undecide(item, ContentError("model_failed", f"A stage failed: {type(error).__name__}."))
-
-    def _decide(self, item: Item, scores: Scores) -> Verdict:
-        manifest = scores.version.manifest
-        thresholds = Thresholds(manifest.ban_threshold, manifest.review_threshold)
-        frames = scores.probabilities.tolist()
-        decision = decide(
-            frames,
-            thresholds,
-            review_placement=self._rules.review_placement,
-            audited=picked_for_audit(item.entry.content_id, self._rules.audit_share),
-        )
-        approved, not_suitable, risked = (round(probability, 6) for probability in frames[decision.frame])
-        return Verdict(
-            content_id=item.entry.content_id,
-            label=decision.label,
-            ban=decision.ban,
-            review=decision.review,
-            placement=decision.placement,
-            reasons=decision.reasons,
-            probabilities=Probabilities(approved=approved, not_suitable=not_suitable, risked=risked),
-            weights=manifest.id,
-            engine=scores.version.engine,
-            ban_threshold=thresholds.ban,
-            review_threshold=thresholds.review,
-            content_sha256=item.content_sha256,
-            frames=item.frames,
-            enqueued_at=_utc(item.entry.enqueued_ms),
-        )
 
     def _done(self, entries: Sequence[Entry]) -> None:
         if not entries:  # all were refused, which is no progress
@@ -258,34 +219,18 @@ class Pipeline:
     # -- what goes wrong
 
     def _fetch_failed(self, item: Item, error: ContentError) -> None:
-        """Tries again later where that may help: the object may not be visible yet, the store may come back."""
-        window_s = {"not_found": self._rules.not_found_retry_s, "fetch_failed": self._rules.fetch_failed_retry_s}
-        if error.reason not in window_s:
+        """Tries again later where that may help."""
+        if not may_pass(error.reason):
             raise error
         now_ms = self._intake.now_ms()
-        failing_ms = now_ms - item.entry.failing_since_ms.get(error.reason, now_ms)
-        left_ms = int(window_s[error.reason] * 1000) - failing_ms
-        if left_ms <= 0:
+        pause_ms = pause_before_next_ms(item.entry, error.reason, self._rules, now_ms)
+        if pause_ms is None:
             raise error
-        pause = min(pause_ms(item.entry.attempt), left_ms)
-        self._outbox.put(Postponement(item.entry, error.reason, pause, now_ms))
+        self._outbox.put(Postponement(item.entry, error.reason, pause_ms, now_ms))
 
     def _undecide(self, item: Item, error: ContentError) -> None:
         self._outbox.put(Outcome(item.entry, self._undecided(item, error)))
 
     def _undecided(self, item: Item, error: ContentError) -> Undecided:
         logger.debug("%s is undecided: %s: %s", item.entry.content_id, error.reason, error.detail)
-        return Undecided(
-            content_id=item.entry.content_id,
-            placement=self._rules.review_placement,
-            reasons=(error.reason,),
-            weights=None,
-            engine=None,
-            content_sha256=item.content_sha256,
-            frames=item.frames,
-            enqueued_at=_utc(item.entry.enqueued_ms),
-        )
-
-
-def _utc(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)
+        return undecided(item, error.reason, self._rules)

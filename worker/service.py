@@ -20,13 +20,14 @@ from worker.decode import DecoderPool
 from worker.errors import ModerationError, UnavailableError, WeightsError
 from worker.health import HealthServer
 from worker.intake import Intake
+from worker.judgement import Rules
 from worker.metrics import Metrics
 from worker.model import devices
 from worker.model.compiled import EngineCache
 from worker.model.preprocessing import DecodeLimits, Preprocessing
 from worker.model.weights import WeightsStore
 from worker.overrule import Overruler
-from worker.pipeline import Pipeline, Rules
+from worker.pipeline import Pipeline
 from worker.presence import Presence
 from worker.publish import Publisher, Quota
 from worker.puller import Puller

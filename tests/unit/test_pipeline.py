@@ -21,9 +21,10 @@ from worker.content import ContentStore
 from worker.decode import DecoderPool
 from worker.entry import Entry
 from worker.intake import Intake
+from worker.judgement import Rules
 from worker.metrics import Metrics
 from worker.model.preprocessing import DecodeLimits, Preprocessing
-from worker.pipeline import Pipeline, Rules
+from worker.pipeline import Pipeline
 from worker.publish import Outcome, Publisher
 
 IDLE_S = 1.5
