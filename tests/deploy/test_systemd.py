@@ -120,7 +120,8 @@ def test_the_redis_unit_starts_a_server_with_the_services_users(tmp_path: Path) 
 
     (tmp_path / "data").mkdir()
     (tmp_path / "secrets").mkdir()
-    (tmp_path / "secrets" / "worker").write_text("a long password\n")
+    for role in ("worker", "admin"):
+        (tmp_path / "secrets" / role).write_text("a long password\n")
     given = dict(part.split("=", 1) for part in here(service["Environment"]).split())
     command = [*here(service["ExecStart"]).split(), "--port", str(port)]
     with (tmp_path / "log").open("w") as log:
@@ -132,6 +133,8 @@ def test_the_redis_unit_starts_a_server_with_the_services_users(tmp_path: Path) 
         assert list((tmp_path / "data").glob("appendonlydir/*"))
         with pytest.raises(redis.exceptions.AuthenticationError):
             redis.Redis(port=port).ping()
+        admin = redis.Redis(port=port, username="admin", password="a long password", decode_responses=True)
+        assert admin.config_get("save") == {"save": ""}, "a snapshot that fails would stop every write"
     finally:
         server.terminate()
         assert server.wait(20) == 0

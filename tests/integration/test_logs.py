@@ -79,7 +79,7 @@ def test_there_is_a_line_a_claim_and_not_one_a_picture(said: list[dict[str, Any]
     published = [line for line in said if line["message"].startswith("published")]
     assert sum(len(line["content_ids"]) for line in claims) == 40
     assert sum(len(line["content_ids"]) for line in published) == 40
-    assert len(claims) < 20
+    assert len(claims) < 40  # how many are claimed together depends on the machine, but the first claim is of several
     assert not [line for line in said if line["level"] == "INFO" and " is undecided" in line["message"]]
 
 

@@ -28,7 +28,8 @@ SHIPPED_REDIS = REPOSITORY / "deploy" / "redis" / "redis.conf"
 def shipped_redis() -> dict[str, str]:
     """What deploy/redis/redis.conf sets, the file that operators are given."""
     lines = SHIPPED_REDIS.read_text().splitlines()
-    return dict(line.split(None, 1) for line in lines if line and not line.startswith("#"))
+    words = (line.split(None, 1) for line in lines if line and not line.startswith("#"))
+    return {name: value.strip('"') for name, value in words}
 
 
 # Below the ports that the system gives outgoing connections: one of those took a worker's port while it started.
