@@ -159,7 +159,9 @@ class Pipeline:
         if isinstance(data, ContentError):
             self._fetch_failed(item, data)
             return
-        item.content_sha256 = hashlib.sha256(data).hexdigest()
+        # None of an empty object, which an upload that is not there yet leaves: a person's decision on one would else
+        # be in force for every other, as for the same picture.
+        item.content_sha256 = hashlib.sha256(data).hexdigest() if data else None
         self._metrics.stage.labels("fetch").observe(seconds)
         item.stage_started = time.monotonic()
         self._decoders.submit(data).add_done_callback(lambda done: self._guarded(self._decoded, item, done))

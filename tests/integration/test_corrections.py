@@ -12,7 +12,7 @@ from tests.support.worker import REPOSITORY
 from worker import bus
 from worker.client import Moderation
 from worker.errors import UsageError
-from worker.verdict import Verdict
+from worker.verdict import Label, Verdict
 
 
 def said(place: Place, content_id: str) -> list[Verdict]:
@@ -50,6 +50,17 @@ def test_a_correction_takes_effect_at_once_and_stands(busy_place: Place) -> None
     rescan(busy_place, content_id)
     assert busy_place.client.verdict(content_id) == after
     assert [document.label for document in said(busy_place, content_id)] == ["risked", "approved"]
+
+
+@pytest.mark.parametrize("label", ["risked", "approved"])
+def test_a_decision_on_an_empty_object_is_about_no_bytes(busy_place: Place, label: Label) -> None:
+    """An upload that was not there yet: what a person says of the picture is not said of everybody's empty object."""
+    early, other = busy_place.add(b""), busy_place.add(b"")
+    assert busy_place.judge(early)[early].content_sha256 is None
+    busy_place.client.correct(early, label, by="ann")
+    wait_for_label(busy_place, early, label)
+    found = busy_place.judge(other)[other]
+    assert (found.status, found.reasons, found.ban, found.review) == ("undecided", ("unreadable",), False, True)
 
 
 def test_a_later_correction_wins(busy_place: Place) -> None:
