@@ -145,7 +145,7 @@ def _enqueue(arguments: tuple[Any, ...], named: dict[str, Any]) -> int:
         good, malformed = _sorted_out(content_ids)
         _check_flags(rescan, backfill)
     except (UsageError, TypeError) as error:
-        sent = json.dumps([arguments, named], ensure_ascii=True)
+        sent = json.dumps([arguments, named], ensure_ascii=True, default=str)  # kombu may have made dates and UUIDs
         sentence = str(error) if isinstance(error, UsageError) else "The task takes content_ids, rescan and backfill."
         deadletter.bury(_client().redis, sent[:128], "malformed_task", f"{sentence} Sent: {sent}", False)
         logger.warning("a task is refused and among the dead letters: %s", sentence)

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import time
+import uuid
+from datetime import UTC, datetime
 
 import pytest
 from celery import Celery
@@ -125,11 +127,15 @@ def test_tasks_with_wrong_arguments_are_kept(place: Place) -> None:
     sender.send_task("moderation.moderate", args=["x", False, False, 4], queue="moderation")
     sender.send_task("moderation.moderate", args=["x"], kwargs={"self": 1}, queue="moderation")
     sender.send_task("moderation.moderate", args=[many], queue="moderation")
+    # kombu writes these as texts and reads them back as what they were.
+    sender.send_task("moderation.moderate", args=[uuid.UUID(int=7)], queue="moderation")
+    sender.send_task("moderation.moderate", args=["x", {"since": datetime.now(UTC)}], queue="moderation")
     raw = place.broker.client()
-    wait_until(lambda: raw.xlen("moderation:dead-letter") == 4, "the dead letters")
+    wait_until(lambda: raw.xlen("moderation:dead-letter") == 6, "the dead letters")
     letters = [fields for _, fields in raw.xrange("moderation:dead-letter")]
     assert {letter[b"reason"] for letter in letters} == {b"malformed_task"}
     assert any(all(f'"{one}"'.encode() in letter[b"detail"] for one in many) for letter in letters)
+    assert any(str(uuid.UUID(int=7)).encode() in letter[b"detail"] for letter in letters)
     sender.close()
 
 
