@@ -183,14 +183,18 @@ class _Deadline:
             try:
                 received = link.recv_into(view)
             except TimeoutError:
-                late_s = time.monotonic() - began_s - slice_s
-                self._at_s += late_s if late_s > SLICE_S else 0.0
+                self._forgive(began_s, slice_s)
                 if time.monotonic() >= self._at_s:
                     raise
                 continue
+            self._forgive(began_s, slice_s)  # this process alone may have stood still, and the answer lain there
             if received == 0:
                 raise EOFError("the process closed its socket")
             return received
+
+    def _forgive(self, began_s: float, slice_s: float) -> None:
+        late_s = time.monotonic() - began_s - slice_s
+        self._at_s += late_s if late_s > SLICE_S else 0.0
 
 
 def _fill(link: socket.socket, view: memoryview, deadline: _Deadline) -> None:

@@ -5,6 +5,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.support.pictures import picture
 from tests.support.place import Place
 from tests.support.processes import decoders_of
@@ -65,8 +67,10 @@ def test_pictures_that_hang_in_every_decoder_cost_the_others_one_time_limit(plac
     assert set(still).isdisjoint(decoders_of(worker.process.pid))
 
 
-def test_a_pause_of_the_whole_machine_is_no_pictures_fault(place: Place) -> None:
-    """As of a container that is frozen or a machine that is saved: the time does not count against what was in work."""
+@pytest.mark.parametrize("decoder_goes_on", [False, True])
+def test_a_pause_is_no_pictures_fault(place: Place, decoder_goes_on: bool) -> None:
+    """As of a container that is frozen or a machine that is saved, or of the worker alone while the answer comes: the
+    time does not count against what was in work."""
     worker = place.start_worker(decoders="1", decode_timeout_s=str(TIME_LIMIT_S)).wait_ready()
     place.judge(place.add())
     (decoder,) = decoders_of(worker.process.pid)
@@ -75,6 +79,8 @@ def test_a_pause_of_the_whole_machine_is_no_pictures_fault(place: Place) -> None
     place.client.submit(content_id)
     wait_until(lambda: worker.metric("moderation_stage_seconds_count", stage="fetch") == 2, "the picture to be fetched")
     worker.process.send_signal(signal.SIGSTOP)
+    if decoder_goes_on:
+        os.kill(decoder, signal.SIGCONT)
     until = time.monotonic() + 2 * TIME_LIMIT_S
     wait_until(lambda: time.monotonic() > until, "the pause to pass", 3 * TIME_LIMIT_S)
     worker.process.send_signal(signal.SIGCONT)
