@@ -76,6 +76,8 @@ def compute_all(parts: Parts, compute: Compute, reporter: Reporter, what: str = 
     _say_unreadable(reporter, features.test, role="test")
     _say_two_labels(reporter, features.fitted_on, features.held_out)
     features = _without_near_duplicates(features, reporter)
+    _say_repeated(reporter, features.held_out, "held-out")
+    _say_repeated(reporter, features.test, "test")
     dataset.check_enough(features.fitted_on.pictures, features.held_out.pictures)
     dataset.check_test(features.test.pictures)
     return features
@@ -99,6 +101,16 @@ def _say_near(
     pairs = [f"{pictures[int(i)].path} (like {known[int(like[i])].path})" for i in np.flatnonzero(like >= 0)]
     if pairs:
         reporter.say(f"{len(pairs)} {what} and are left out: {dataset.listing(pairs)}.")
+
+
+def _say_repeated(reporter: Reporter, features: Features, role: str) -> None:
+    """They stay in, for a plain picture looks like many; but ten copies of one picture show no more than one does."""
+    paths = [str(features.pictures[int(i)].path) for i in np.flatnonzero(looks.repeated(features.looks))]
+    if paths:
+        reporter.say(
+            f"{len(paths)} {role} pictures look like another of them and are counted as pictures of their own, so that "
+            f"figures look surer than they are: leave one of each, where they are copies: {dataset.listing(paths)}."
+        )
 
 
 def _say_two_labels(reporter: Reporter, *features: Features) -> None:

@@ -267,6 +267,17 @@ def test_test_and_held_out_pictures_that_look_like_trained_ones_are_left_out_and
     assert manifest.data["near_duplicates"]["test"] == 1
 
 
+def test_test_pictures_that_look_like_one_another_are_pointed_out(few: Path, store: WeightsStore) -> None:
+    """They stay, but a person should know that one picture counts as many."""
+    own = sorted((few / "test" / "risked").iterdir())[0]
+    with Image.open(own) as picture:
+        picture.convert("RGB").save(own.with_name("again.jpg"), quality=95)
+    said = io.StringIO()
+    manifest = fit(plan(few), store, Reporter(said))
+    assert "1 test pictures look like another of them and are counted as pictures of their own" in said.getvalue()
+    assert manifest.data["counts"]["test"]["risked"] == 4
+
+
 def test_a_cache_changes_no_number_and_a_second_run_computes_nothing(
     fitted: tuple[WeightsStore, str, str], pictures: Path, store: WeightsStore, tmp_path: Path
 ) -> None:

@@ -90,10 +90,17 @@ def test_each_picture_is_told_which_one_it_looks_like() -> None:
     assert looks.nearest_known(some[:0], known).tolist() == []
 
 
+def test_a_picture_is_repeated_where_one_before_it_looks_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whichever slice either of them is compared."""
+    monkeypatch.setattr(looks, "LOOKS_AT_ONCE", 2)
+    one, two, again = look(scene(1)), look(scene(2)), look(scene(1), "JPEG", quality=60)
+    assert looks.repeated(np.stack([one, again, two, one, two])).tolist() == [False, True, False, True, True]
+    assert looks.repeated(np.stack([one])[:0]).tolist() == []
+
+
 def test_on_the_stand_in_pictures_hardly_a_pair_is_a_mistake(shared_data: Path) -> None:
     """Looked at by eye, 47 of the 49 near pairs among its 780 pictures are copies or all but copies."""
     files = sorted(path for path in (shared_data / "standin").rglob("*") if path.is_file())
     frames = [decode(path.read_bytes(), Preprocessing(), DecodeLimits()).frames for path in files]
     seen = np.stack([looks.look(of[(len(of) - 1) // 2]) for of in frames])
-    near = sum(int((looks.nearest_known(seen[i : i + 1], seen[:i]) >= 0).sum()) for i in range(len(seen)))
-    assert 20 <= near <= 49
+    assert 20 <= int(looks.repeated(seen).sum()) <= 49
