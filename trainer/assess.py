@@ -7,7 +7,7 @@ version or chooses anything: test pictures only report and gate.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -183,6 +183,7 @@ def _compared(champion: Champion, outcomes: Outcomes, draft: ManifestDraft) -> P
     if champion.probabilities is None:
         return Parent(other.id, figures.comparison(now, other.metrics.get("test", {})), False, None)
     before = figures_of(champion.probabilities, outcomes.labels, other.ban_threshold, other.review_threshold)
-    precision, at = gate.aims(draft.metrics)
+    precision, at, notes = gate.stricter(draft.metrics, other.metrics)
     decision = gate.judge(outcomes.verdicts(), outcomes.of_parent(), ban_precision=precision, at=at)
+    decision = replace(decision, notes=(*decision.notes, *notes))
     return Parent(other.id, figures.comparison(now, before), True, decision)

@@ -177,7 +177,7 @@ def ban_threshold(risked: DoubleArray, is_risked: BoolArray, wanted: float = BAN
     low, high = intervals.share(int(right[at]), at + 1)
     return threshold, (
         f"Ban threshold {threshold:g}: {int(right[at])} of {at + 1} held-out pictures above it are risked, "
-        f"of {int(is_risked.sum())} risked among {len(ranked)}. With the training shares (no --prevalence was given) "
+        f"of {int(is_risked.sum())} risked among {len(ranked)}. With the training shares (no others were given) "
         f"the precision of bans lies between {low:.3f} and {high:.3f} with 95 % confidence, not corrected for the "
         "threshold having been chosen on the same pictures; where fewer uploads are risked it is lower."
     )

@@ -9,9 +9,9 @@ before everything that can fail for want of data has succeeded.
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -19,11 +19,12 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-from trainer import assess, calibrate, dataset, engines, explain, maps, operating, prepare, recipes, release
+from trainer import asked, assess, calibrate, dataset, engines, explain, maps, operating, prepare, recipes, release
 from trainer.arrays import DoubleArray, FloatArray
+from trainer.asked import Asked
 from trainer.bases import CHAMPION, load_base, warn_of_trial
 from trainer.cache import MAX_BYTES, FeatureCache
-from trainer.calibrate import Aims, Calibration
+from trainer.calibrate import Calibration
 from trainer.evaluate import count, decisive, log_loss
 from trainer.features import computer
 from trainer.frozen import FrozenPart
@@ -60,9 +61,9 @@ DECODERS_MAX: Final = 8
 @dataclass(frozen=True)
 class Plan:
     """What a run is asked for. `base` is `imagenet`, `champion`, `random:SEED` or a file's path; `epochs` is the
-    article's; `prevalence` has shares of uploads by label, None for the training shares; `explained` is how many test
-    pictures the report has Shapley maps of; `preprocessing` says whether pictures are prepared as the champion does,
-    where there is one of this network, or as this release does by default.
+    article's; `asked` says what thresholds are fitted for; `explained` is how many test pictures the report has Shapley
+    maps of; `preprocessing` says whether pictures are prepared as the champion does, where there is one of this
+    network, or as this release does by default.
 
     `cache` is the folder that keeps features and takes large tables; with None nothing is kept, and all is in memory.
     """
@@ -74,8 +75,7 @@ class Plan:
     recipe: Recipe = "default"
     epochs: int = recipes.ARTICLE_EPOCHS
     ban_threshold: float | None = None
-    prevalence: Mapping[str, float] | None = None
-    aims: Aims = field(default_factory=Aims)
+    asked: Asked = field(default_factory=Asked)
     network: str = "vgg11"
     device: str = "auto"
     cache: Path | None = None
@@ -88,8 +88,6 @@ class Plan:
             raise UsageError(f"{self.epochs} epochs fit nothing: give 1 or more.")
         if self.ban_threshold is not None:
             calibrate.check_ban_threshold(self.ban_threshold)
-        if self.prevalence:
-            operating.check_given(self.prevalence)
 
 
 def fit(
@@ -108,6 +106,7 @@ def fit(
         parts = parts or prepare.gather(plan.train, plan.test, reporter)
         network = networks.get(plan.network)
         base, source, kept = _base(plan, store, parent, network, reporter)
+        plan = replace(plan, asked=_asked(plan, store, parent, reporter))
         preprocessing = _preprocessing(plan, store, parent)
         frozen = FrozenPart(network, base, preprocessing, device, Tables(plan.cache))
         with open_cache(plan, frozen, reporter) as cache, decoder_pool(preprocessing) as decoders:
@@ -190,6 +189,14 @@ def _preprocessing(plan: Plan, store: WeightsStore, champion: str | None) -> Pre
     return Preprocessing.from_json(manifest.preprocessing) if same_network else Preprocessing()
 
 
+def _asked(plan: Plan, store: WeightsStore, champion: str | None, reporter: Reporter) -> Asked:
+    """What thresholds are fitted for: as planned, else as the champion's were, where it is of this network."""
+    manifest = None if champion is None else store.manifest(champion)
+    if manifest is not None and manifest.network != plan.network:
+        manifest = None
+    return asked.completed(plan.asked, manifest, reporter.say, threshold_given=plan.ban_threshold is not None)
+
+
 @contextmanager
 def open_cache(plan: Plan, frozen: FrozenPart, reporter: Reporter) -> Iterator[FeatureCache | None]:
     """The plan's feature cache for what `frozen` computes; None where the plan has none."""
@@ -232,11 +239,12 @@ class Judgement:
 
 
 def judge(plan: Plan, frozen: FrozenPart, head: FittedHead, features: FeatureParts) -> Judgement:
-    """Calibrate on the held-out part, then report on it and on the test part."""
+    """Calibrate on the held-out part for what `plan.asked` says, then report on it and on the test part."""
     held_out, test = features.held_out, features.test
-    at = operating.prevalence(plan.prevalence, dataset.counts([*features.fitted_on.pictures, *held_out.pictures]))
+    aims, given = plan.asked.aims(), plan.asked.given()
+    at = operating.prevalence(given, dataset.counts([*features.fitted_on.pictures, *held_out.pictures]))
     logits = head.logits(frozen.head_input(held_out.values))
-    calibration = calibrate.calibrate(logits, held_out.owner, held_out.labels, plan.ban_threshold, plan.aims, at)
+    calibration = calibrate.calibrate(logits, held_out.owner, held_out.labels, plan.ban_threshold, aims, at)
     thresholds = (calibration.ban_threshold, calibration.review_threshold)
     held_out_probabilities = decisive(logits, held_out.owner, calibration.temperature)
     test_head_input = frozen.head_input(test.values)
@@ -246,7 +254,7 @@ def judge(plan: Plan, frozen: FrozenPart, head: FittedHead, features: FeaturePar
         "test": assess.figures_of(test_probabilities, test.labels, *thresholds),
         "held_out": count(held_out_probabilities, held_out.labels, *thresholds)
         | {"log_loss_uncalibrated": uncalibrated},
-        "operating": calibration.operating,
+        "operating": calibration.operating | plan.asked.noted(),
     }
     return Judgement(calibration, metrics, test_probabilities, test_head_input)
 

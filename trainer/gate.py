@@ -174,6 +174,28 @@ def aims(metrics: Mapping[str, Any]) -> tuple[float, Prevalence | None]:
     return wanted, Prevalence(tuple(float(operated["prevalence"][name]) for name in LABELS), given=True)
 
 
+def stricter(
+    challenger: Mapping[str, Any], champion: Mapping[str, Any]
+) -> tuple[float, Prevalence | None, tuple[str, ...]]:
+    """Of two versions' metrics, the precision of bans to be shown and the prevalence to show it at.
+
+    Also what a person should know of it, where it is not what the challenger was fitted for: one that was fitted for
+    less must not pass for having asked less of itself.
+    """
+    (wanted, at), (_, before) = aims(challenger), aims(champion)
+    notes = []
+    if at is None and before is not None:
+        at = before
+        notes.append(
+            f"Its bans are judged where {at.risked:.4g} of uploads are risked, as the champion was fitted for; the "
+            "challenger was fitted for no prevalence."
+        )
+    standing = champion.get("operating", {}).get("aims", {}).get("ban_precision", wanted)
+    if standing > wanted:
+        notes.append(f"The precision of bans is held to the champion's {standing:g}; the challenger's is {wanted:g}.")
+    return max(wanted, standing), at, tuple(notes)
+
+
 def _differences(challenger: Judged, champion: Judged, keys: list[str]) -> tuple[int, int]:
     right = [(challenger[k][1].called == challenger[k][0], champion[k][1].called == champion[k][0]) for k in keys]
     return sum(new and not old for new, old in right), sum(old and not new for new, old in right)

@@ -107,7 +107,8 @@ def rollback(store: WeightsStore, *, by: str, why: str, say: Callable[[str], Non
 def compare(store: WeightsStore, version_id: str, champion: str, margin: float = gate.MARGIN) -> Decision:
     """What the gate says of a version against `champion`, on test pictures that both have outcomes of.
 
-    The champion's are those that the version's own run noted down, else those of the champion's.
+    The champion's are those that the version's own run noted down, else those of the champion's. Bans are judged by the
+    stricter of what the two were fitted for.
     """
     manifest, own = store.manifest(version_id), read_outcomes(store, version_id)
     notes = [] if own else [f"{version_id} keeps no outcomes of its test pictures."]
@@ -120,11 +121,11 @@ def compare(store: WeightsStore, version_id: str, champion: str, margin: float =
         notes += [] if of_champion else [f"The champion {champion} keeps no outcomes of its test pictures."]
     if manifest.provenance.get("recipe") == "article":
         notes.append(CHOSE_ON_TEST)
-    precision, at = gate.aims(manifest.metrics)
+    precision, at, judged_by = gate.stricter(manifest.metrics, store.manifest(champion).metrics)
     decision = gate.judge(judged, others, margin=margin, ban_precision=precision, at=at)
     anchor = anchor_of(store.history(), champion)
     slid, said = _since(store, judged, anchor, margin) if anchor not in (champion, version_id) else ([], [])
-    return replace(decision, checks=(*decision.checks, *slid), notes=(*decision.notes, *notes, *said))
+    return replace(decision, checks=(*decision.checks, *slid), notes=(*decision.notes, *judged_by, *notes, *said))
 
 
 def _since(

@@ -20,6 +20,7 @@ from tests.support.store import publish_colours
 from tests.support.waiting import wait_until
 from tests.support.worker import Broker, free_port
 from trainer import ledger, locks
+from trainer.asked import Asked
 from trainer.cli import run
 from trainer.collect import TEST_SHARE, part_of
 from trainer.errors import DataError, RefusedError
@@ -155,6 +156,18 @@ def test_a_refusal_leaves_a_challenger_computes_only_what_is_new_and_is_not_repe
     assert site.store.champion() == first
     assert site.store.challenger() not in (None, first)
     assert site.run() == "nothing_new", "what was refused is not fitted again until something is new"
+
+
+def test_a_scheduled_run_is_fitted_for_what_the_champion_was(
+    site: Site, moderators: Moderators, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A person calibrated for the stream once; the schedule names no prevalence."""
+    assert replace(site, asked=Asked({"risked": 0.1}, ban_precision=0.9), always=True).run() == "nothing_new"
+    moderators.decide(TO_TRAIN, "risked")
+    assert site.run() == "promoted"
+    assert "no option says otherwise: --prevalence risked=0.1, --ban-precision 0.9." in capsys.readouterr().err
+    operated = site.store.manifest(site.store.champion() or "").metrics["operating"]
+    assert (operated["prevalence_from"], operated["aims"]["ban_precision"]) == ("given", 0.9)
 
 
 def test_a_version_that_a_person_took_out_of_service_stays_out(site: Site) -> None:

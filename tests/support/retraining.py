@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from PIL import Image
 
 from tests.support.worker import Broker
 from tests.tiny_network import TINY
+from trainer.asked import Asked
 from trainer.fit import Plan
 from trainer.progress import Reporter
 from trainer.retrain import Job, retrain
@@ -72,6 +73,7 @@ class Site:
     redis_url: str
     margin: float = 0.9
     always: bool = False
+    asked: Asked = field(default_factory=Asked)
 
     @property
     def data(self) -> Path:
@@ -96,6 +98,7 @@ class Site:
             network="tiny",
             device="cpu",
             cache=self.folder / "cache",
+            asked=self.asked,
         )
         reporter = Reporter()
         content = ContentStore(f"file://{self.folder}/content/{{content_id}}", max_bytes=10**6, timeout_s=5)

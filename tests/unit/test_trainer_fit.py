@@ -4,6 +4,7 @@ import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from tests.support.store import publish_colours
 from trainer import release
+from trainer.asked import Asked
 from trainer.cli import run
 from trainer.commands.fit import fit as fit_command
 from trainer.commands.retrain import retrain
@@ -22,7 +25,7 @@ from trainer.progress import Reporter
 from worker.errors import UsageError, WeightsError
 from worker.model import network as networks
 from worker.model.labels import LABELS
-from worker.model.manifest import ManifestDraft
+from worker.model.manifest import Manifest, ManifestDraft
 from worker.model.network import Network
 from worker.model.preprocessing import Preprocessing
 from worker.model.reference import expected
@@ -235,6 +238,81 @@ def test_a_ban_threshold_set_by_hand_is_recorded_as_unproven(few: Path, store: W
     assert "not proven" in said.getvalue()
 
 
+def test_what_is_not_asked_for_is_what_the_champion_was_fitted_for(
+    few: Path, pictures: Path, store: WeightsStore
+) -> None:
+    """Or a run that names no prevalence calibrates for the training shares what serves a real stream."""
+    first = fit(replace(plan(few), asked=Asked({"risked": 0.02}, 0.97, 0.9, 5_000_000)), store, Reporter(io.StringIO()))
+    said = io.StringIO()
+    second = fit(plan(pictures), store, Reporter(said))
+    assert second.parent == first.id
+    operated = second.metrics["operating"]
+    assert (operated["prevalence_from"], operated["prevalence"]) == ("given", first.metrics["operating"]["prevalence"])
+    assert operated["aims"] == {"ban_precision": 0.97, "review_recall": 0.9}
+    assert operated["uploads_per_day"] == 5_000_000
+    (sentence,) = [line for line in said.getvalue().splitlines() if "no option says otherwise" in line]
+    assert sentence == (
+        f"Fitted for what the champion {first.id} was, for no option says otherwise: --prevalence risked=0.02, "
+        "--ban-precision 0.97, --review-recall 0.9, --uploads-per-day 5000000."
+    )
+    said = io.StringIO()
+    third = fit(replace(plan(pictures), asked=Asked("training", 0.95)), store, Reporter(said))
+    assert third.metrics["operating"]["prevalence_from"] == "the training pictures"
+    assert third.metrics["operating"]["aims"] == {"ban_precision": 0.95, "review_recall": 0.9}
+    assert "otherwise: --review-recall 0.9, --uploads-per-day 5000000." in said.getvalue()
+
+
+def published_with(store: WeightsStore, manifest: Manifest, metrics: dict[str, Any]) -> None:
+    """The same version with other metrics, as another release or a person made it."""
+    kept = manifest.model_dump(by_alias=True, exclude={"id", "delta"}) | {"metrics": metrics}
+    store.publish(ManifestDraft.model_validate(kept), store.read_delta(manifest))
+
+
+def test_labels_that_were_left_out_go_on_sharing_the_rest_as_in_training(
+    few: Path, pictures: Path, store: WeightsStore
+) -> None:
+    """Bounds of labels that are weighted as they were counted are narrower; versions from before have all three."""
+    for picture in sorted((few / "train" / "approved").iterdir())[6:]:
+        picture.unlink()
+    first = fit(replace(plan(few), asked=Asked({"risked": 0.1})), store, Reporter(io.StringIO()))
+    operated = first.metrics["operating"]
+    assert operated["prevalence"]["approved"] == pytest.approx(0.9 * 6 / 14)
+    second = fit(plan(pictures), store, Reporter(io.StringIO()))
+    assert second.metrics["operating"]["prevalence"]["approved"] == pytest.approx(0.45)
+    older = {name: made for name, made in operated.items() if name != "prevalence_given"}
+    published_with(store, first, {"operating": older})
+    third = fit(plan(pictures), store, Reporter(io.StringIO()))
+    assert third.metrics["operating"]["prevalence"] == operated["prevalence"]
+
+
+def test_a_champion_of_another_network_or_without_figures_asks_for_nothing(
+    few: Path, pictures: Path, store: WeightsStore
+) -> None:
+    operated = {"prevalence_from": "given", "prevalence": {"approved": 0.5, "not_suitable": 0.4, "risked": 0.1}}
+    publish_colours(store, promote=True, metrics={"operating": operated})
+    other_network = fit(replace(plan(few), ban_threshold=0.9), store, Reporter(io.StringIO()))
+    store.promote(other_network.id, by="ada", why="of the small network")
+    published_with(store, other_network, {})
+    without_figures = fit(plan(pictures), store, Reporter(io.StringIO()))
+    for version in (other_network, without_figures):
+        assert version.metrics["operating"]["prevalence_from"] == "the training pictures"
+        assert version.metrics["operating"]["aims"] == {"ban_precision": 0.95, "review_recall": 0.95}
+
+
+def test_a_ban_threshold_set_by_hand_is_not_taken_over_and_it_is_said(
+    few: Path, pictures: Path, store: WeightsStore
+) -> None:
+    """It was chosen for other weights."""
+    first = fit(replace(plan(few), ban_threshold=0.97), store, Reporter(io.StringIO()))
+    said = io.StringIO()
+    second = fit(plan(pictures), store, Reporter(said))
+    assert second.ban_threshold != 0.97 and second.ban_threshold_proven
+    assert f"The ban threshold 0.97 of the champion {first.id} was set by hand" in said.getvalue()
+    said = io.StringIO()
+    fit(replace(plan(pictures), ban_threshold=0.96), store, Reporter(said))
+    assert "0.97" not in said.getvalue()
+
+
 def test_what_cannot_be_used_is_left_out_and_said(few: Path, store: WeightsStore) -> None:
     """Files that are no pictures, test pictures that were trained on, and content under two labels."""
     train, test = few / "train", few / "test"
@@ -393,6 +471,7 @@ def test_the_option_reaches_the_plan(few: Path, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr("trainer.fit.fit", note)
     words = ["fit", "--train", few / "train", "--test", few / "test", "--weights", tmp_path / "weights"]
-    for more in ([], ["--preprocessing", "default"]):
+    for more in ([], ["--preprocessing", "default"], ["--prevalence", "training", "--ban-precision", "0.9"]):
         assert run([*map(str, words), *more]) == 2
-    assert [plan.preprocessing for plan in plans] == ["champion", "default"]
+    assert [plan.preprocessing for plan in plans] == ["champion", "default", "champion"]
+    assert [plan.asked for plan in plans] == [Asked(), Asked(), Asked("training", ban_precision=0.9)]

@@ -13,6 +13,7 @@ from trainer.errors import RefusedError
 from trainer.gate import Decision
 from trainer.outcomes import Verdict
 from worker.errors import WeightsError
+from worker.model.labels import RISKED
 from worker.model.weights import WeightsStore
 
 
@@ -63,6 +64,29 @@ def test_damaged_outcomes_are_no_pass_and_force_goes_ahead_on_record(store: Weig
     entry = store.history()[-1]
     assert (store.champion(), entry.forced, entry.gate is not None and entry.gate["passed"]) == (other, True, False)
     assert any("damaged" in sentence for sentence in said)
+
+
+def test_bans_are_judged_by_the_stricter_of_what_both_versions_were_fitted_for(
+    store: WeightsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred right bans among 600 balanced pictures show 0.95 there, and not where one upload in fifty is risked."""
+    stream = {"prevalence_from": "given", "prevalence": {"approved": 0.7, "not_suitable": 0.28, "risked": 0.02}}
+    first = publish_colours(
+        store, ban_threshold=0.71, metrics={"operating": stream | {"aims": {"ban_precision": 0.99}}}
+    )
+    second = publish_colours(store, ban_threshold=0.72, metrics={"operating": {"aims": {"ban_precision": 0.9}}})
+    verdicts = {str(at): (at % 3, Verdict(at % 3, at % 3 == RISKED and at < 300)) for at in range(600)}
+    kept = SimpleNamespace(parent=None, verdicts=lambda: verdicts)
+    monkeypatch.setattr(release, "read_outcomes", lambda *_: kept)
+    by_its_own = release.compare(store, second, champion_of(store))  # which says nothing of aims
+    assert by_its_own.passed and by_its_own.checks[-1].needed == pytest.approx(0.88)
+    store.promote(first, by="ada", why="fitted for the stream")
+    decision = release.compare(store, second, first)
+    assert [check.name for check in decision.checks if not check.passed] == ["ban precision"]
+    assert next(check for check in decision.checks if check.name == "ban precision").needed == pytest.approx(0.97)
+    notes = " ".join(decision.notes)
+    assert "where 0.02 of uploads are risked" in notes and "held to the champion's 0.99" in notes
+    assert not any("held to" in note for note in release.compare(store, first, second).notes)
 
 
 @pytest.mark.parametrize("terminal", [True, False])

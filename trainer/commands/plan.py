@@ -28,26 +28,25 @@ OPTIONS: Final = (
         "--prevalence",
         metavar="LABEL=SHARE,…",
         help="Shares of uploads, such as risked=0.02: the ban precision is then to be shown at them "
-        "[default: the training shares].",
+        "`training` asks for the training shares [default: the champion's, else the training shares].",
     ),
     click.option(
-        "--ban-precision", type=float, default=0.95, show_default=True, metavar="P", help="Bans that must be right."
+        "--ban-precision",
+        type=float,
+        metavar="P",
+        help="Bans that must be right [default: the champion's, else 0.95].",
     ),
     click.option(
         "--review-recall",
         type=float,
-        default=0.95,
-        show_default=True,
         metavar="R",
-        help="Risked that a person must see.",
+        help="Risked that a person must see [default: the champion's, else 0.95].",
     ),
     click.option(
         "--uploads-per-day",
         type=click.IntRange(min=1),
-        default=1_000_000,
-        show_default=True,
         metavar="N",
-        help="For the expected bans and reviews a day.",
+        help="For the expected bans and reviews a day [default: the champion's, else 1000000].",
     ),
     click.option(
         "--explain",
@@ -93,9 +92,9 @@ def plan_of(
     epochs: int | None,
     ban_threshold: float | None,
     prevalence: str | None,
-    ban_precision: float,
-    review_recall: float,
-    uploads_per_day: int,
+    ban_precision: float | None,
+    review_recall: float | None,
+    uploads_per_day: int | None,
     explained: int,
     preprocessing: Literal["champion", "default"],
     cache: Path | None,
@@ -103,7 +102,7 @@ def plan_of(
 ) -> "Plan":
     """The plan for these folders. Raises UsageError for what cannot be meant."""
     from trainer import release
-    from trainer.calibrate import Aims
+    from trainer.asked import Asked
     from trainer.fit import Plan
     from trainer.recipes import ARTICLE_EPOCHS
 
@@ -117,8 +116,9 @@ def plan_of(
         epochs=epochs or ARTICLE_EPOCHS,
         recipe=recipe,
         ban_threshold=ban_threshold,
-        prevalence=None if prevalence is None else parse_prevalence(prevalence),
-        aims=Aims(ban_precision, review_recall, uploads_per_day),
+        asked=Asked(
+            None if prevalence is None else parse_prevalence(prevalence), ban_precision, review_recall, uploads_per_day
+        ),
         device=settings.device,
         cache=cache_folder(cache),
         cache_max_bytes=settings.cache_max_mb * 2**20,
@@ -127,8 +127,10 @@ def plan_of(
     )
 
 
-def parse_prevalence(text: str) -> dict[str, float]:
-    """`risked=0.02,approved=0.6` as shares by label. Raises UsageError where it cannot be read."""
+def parse_prevalence(text: str) -> dict[str, float] | Literal["training"]:
+    """`risked=0.02,approved=0.6` as shares by label, `training` as it is. Raises UsageError where it cannot be read."""
+    if text.strip() == "training":
+        return "training"
     shares: dict[str, float] = {}
     for part in text.split(","):
         name, _, share = part.strip().partition("=")
