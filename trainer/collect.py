@@ -11,7 +11,7 @@ in place. Whoever calls holds the data set's lock. Knows no features, networks o
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import islice
@@ -38,16 +38,22 @@ EXTENSIONS: Final = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", 
 }
 """By the format that the picture really has, by Pillow's names."""
 
+EMPTY_FROM: Final = 20
+"""Pictures to fetch of which a content store that has none of them is rather not the right one, or not mounted. Fewer
+may all have been deleted by their authors."""
+
 Result = Literal["added", "replaced", "moved", "unchanged", "gone", "mismatched", "unusable", "waiting"]
-"""What became of a decision. `waiting`: the content store failed, and the next run tries again."""
+"""What became of a decision. `waiting`: the fault was not the picture's, or need not be, and the next run tries again:
+the content store failed or has nothing at all, or the decoder did on what may be a busy machine."""
 
 RESULTS: Final[tuple[Result, ...]] = get_args(Result)
 _OF_REASON: Final[dict[str, Result]] = {"not_found": "gone", "fetch_failed": "waiting", "mismatched": "mismatched"}
+_TRIED_TWICE: Final = frozenset({"decode_timeout", "decoder_crashed"})
 _SAID: Final[dict[Result, str]] = {
     "gone": "pictures are gone from the content store and were not collected",
     "mismatched": "pictures are not the bytes that people decided on (another SHA-256) and were not collected",
     "unusable": "pictures cannot be used (no picture, broken, too large) and were not collected",
-    "waiting": "pictures could not be fetched and are tried again by the next run",
+    "waiting": "pictures could not be had or decoded and are tried again by the next run",
 }
 
 
@@ -108,19 +114,16 @@ class Collector:
         block = list(islice(decisions, BLOCK))
         if not (block or kept.waiting):
             return
-        left: list[LeftOut] = []
+        left: dict[Result, list[str]] = {}
         with self._open_decoders() as decoders:
             try:
                 if kept.waiting:
                     kept, _ = self._block(decoders, kept, kept.waiting, results, left, late=True)
                 while block:
                     kept = kept.model_copy(update={"cursor": block[-1].correction})
-                    kept, failed = self._block(decoders, kept, block, results, left)
-                    if failed:
-                        raise UnavailableError(
-                            f"The content store failed for each picture it was asked for ({failed.rstrip('.')}): "
-                            "mend it or MODERATION_CONTENT_URL, and the next run tries them again."
-                        )
+                    kept, fault = self._block(decoders, kept, block, results, left)
+                    if fault:
+                        raise UnavailableError(fault)
                     block = list(islice(decisions, BLOCK))
             finally:
                 self._say_left(left)
@@ -131,43 +134,42 @@ class Collector:
         kept: Ledger,
         block: Sequence[Decision],
         results: Counter[Result],
-        left: list[LeftOut],
+        left: dict[Result, list[str]],
         *,
         late: bool = False,
     ) -> tuple[Ledger, str]:
         """All of a block on disk, then its ledger. Also the fault of the content store where every fetch met it.
 
-        `late` decisions may be older than what is in the set, so they label no bytes under another ID.
+        `late` decisions have waited for this attempt: what is gone or crashes a decoder now is left out for good. They
+        may be older than what is in the set, so they label no bytes under another ID.
         """
         latest: dict[str, Decision] = {}
         for decision in block:
             latest.pop(decision.content_id, None)  # a later decision replaces an earlier one, and comes after it
             latest[decision.content_id] = decision
         waiting = {d.content_id: d for d in kept.waiting if d.content_id not in latest}
-        out: list[LeftOut] = []
-        placed: list[Decision] = []
-        fetched = 0
+        made: list[Result | LeftOut] = []
         with self._reporter.track("Collecting decided pictures", len(latest)) as advance:
-            made = in_threads(partial(self._place, decoders), list(latest.values()), self._threads)
-            for decision, became in zip(latest.values(), made, strict=True):
+            for became in in_threads(partial(self._place, decoders), list(latest.values()), self._threads):
                 advance(1)
-                if isinstance(became, LeftOut):
-                    out.append(became)
-                else:
-                    placed.append(decision)
-                result = _OF_REASON.get(became.reason, "unusable") if isinstance(became, LeftOut) else became
-                results[result] += 1
-                fetched += result not in ("moved", "unchanged")
-                if result == "waiting":
-                    waiting[decision.content_id] = decision
+                made.append(became)
+        fault, empty = _fault_of(made)
+        placed: list[Decision] = []
+        for decision, became in zip(latest.values(), made, strict=True):
+            result = _result(became, tried_again=late, empty=empty)
+            results[result] += 1
+            if isinstance(became, LeftOut):
+                left.setdefault(result, []).append(decision.content_id)
+            else:
+                placed.append(decision)
+            if result == "waiting":
+                waiting[decision.content_id] = decision
         if not late and (agreed := sum(self._spots.label_same_bytes(one.content_id, one.label) for one in placed)):
             self._reporter.say(f"{agreed} pictures hold the same bytes as one decided on later and take its label.")
-        ledger.note_left_out(self._data, out)
-        left += out
+        ledger.note_left_out(self._data, [became for became in made if isinstance(became, LeftOut)])
         kept = kept.model_copy(update={"waiting": tuple(waiting.values())})
         ledger.save(self._data, kept)
-        failures = [one.detail for one in out if one.reason == "fetch_failed"]
-        return kept, failures[0] if failures and len(failures) == fetched else ""
+        return kept, fault
 
     def _place(self, decoders: DecoderPool, decision: Decision) -> Result | LeftOut:
         spots = self._spots.of(decision.content_id)
@@ -199,11 +201,37 @@ class Collector:
         data = self._content.fetch(decision.content_id)
         return data, EXTENSIONS[decoded(decoders.submit(data), decoders).format]
 
-    def _say_left(self, left: Iterable[LeftOut]) -> None:
-        by_result: dict[Result, list[str]] = {}
-        for out in left:
-            by_result.setdefault(_OF_REASON.get(out.reason, "unusable"), []).append(out.decision.content_id)
-        for result, ids in by_result.items():
+    def _say_left(self, left: Mapping[Result, Sequence[str]]) -> None:
+        for result, ids in left.items():
             self._reporter.say(
                 f"{len(ids)} {_SAID[result]}: {dataset.listing(ids)}; all are in {ledger.LEFT_OUT_FILE}."
             )
+
+
+def _result(became: Result | LeftOut, *, tried_again: bool, empty: bool) -> Result:
+    """What is counted of it; `empty` says that the content store had none of the block's pictures."""
+    if not isinstance(became, LeftOut):
+        return became
+    if not tried_again and (became.reason in _TRIED_TWICE or (empty and became.reason == "not_found")):
+        return "waiting"
+    return _OF_REASON.get(became.reason, "unusable")
+
+
+def _fault_of(made: Sequence[Result | LeftOut]) -> tuple[str, bool]:
+    """What is the matter with the content store where every fetch of a block met the same, and whether it is that it
+    has nothing; empty where nothing is."""
+    fetched = [became for became in made if became not in ("moved", "unchanged")]
+    lost = [became for became in fetched if isinstance(became, LeftOut)]
+    if lost and len(lost) == len(fetched):
+        if all(one.reason == "fetch_failed" for one in lost):
+            return (
+                f"The content store failed for each picture it was asked for ({lost[0].detail.rstrip('.')}): mend it "
+                "or MODERATION_CONTENT_URL, and the next run tries them again."
+            ), False
+        if len(lost) >= EMPTY_FROM and all(one.reason == "not_found" for one in lost):
+            return (
+                f"The content store has none of {len(lost)} pictures that it was asked for: check "
+                "MODERATION_CONTENT_URL and what is mounted there; the next run tries them once more and leaves out "
+                "what is gone then."
+            ), True
+    return "", False

@@ -1,7 +1,7 @@
 """What a growing data set has learned so far: `retrain.json` and `left-out.jsonl` beside the label folders.
 
     cursor     up to which entry of moderation:corrections all is in the set, left out, or waiting
-    waiting    decisions whose picture could not be fetched: tried again by the next run
+    waiting    decisions whose picture could not be had, or not decoded at first: tried again by the next run
     fitted     the last version that went the whole way, and the pictures it was fitted and tested on
 
 Replaced in one step, so a run killed at any moment leaves the one before or the one after. Knows no Redis, pictures

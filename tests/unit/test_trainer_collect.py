@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,15 +13,15 @@ import pytest
 
 from tests.support.pictures import animation, picture
 from trainer import ledger
-from trainer.collect import Collector, part_of
+from trainer.collect import EMPTY_FROM, Collector, part_of
 from trainer.errors import DataError
 from trainer.fit import decoder_pool
 from trainer.ledger import Decision, Ledger
 from trainer.progress import Reporter
 from worker.content import ContentStore
 from worker.decode import DecoderPool
-from worker.errors import UnavailableError, UsageError
-from worker.model.preprocessing import Preprocessing
+from worker.errors import ContentError, UnavailableError, UndecidedReason, UsageError
+from worker.model.preprocessing import Decoded, Preprocessing
 
 SIZE = (24, 20)
 
@@ -35,7 +36,8 @@ class Scene:
     """A content folder, a data set, and the decisions made so far."""
 
     def __init__(self, folder: Path, decoders: DecoderPool) -> None:
-        self.data, self.content, self._decoders = folder / "data", folder / "content", decoders
+        self.data, self.content = folder / "data", folder / "content"
+        self.decoders: DecoderPool | BusyDecoders = decoders
         self.content.mkdir()
         self.decisions: list[Decision] = []
 
@@ -53,11 +55,11 @@ class Scene:
         at = int(cursor.partition("-")[0])
         return iter([decision for decision in self.decisions if int(decision.correction.partition("-")[0]) > at])
 
-    def collect(self, test_share: float = 0.0) -> dict[str, int]:
-        """One run; how many became what."""
+    def collect(self, test_share: float = 0.0, results: Counter | None = None) -> dict[str, int]:
+        """One run; how many became what, also in `results`, where it raises."""
         store = ContentStore(f"file://{self.content}/{{content_id}}", max_bytes=10**6, timeout_s=5)
-        results: Counter = Counter()
-        Collector(self.data, store, lambda: nullcontext(self._decoders), Reporter(), 4, test_share).collect(
+        results = Counter() if results is None else results
+        Collector(self.data, store, lambda: nullcontext(self.decoders), Reporter(), 4, test_share).collect(
             self.after, results
         )
         return dict(results)
@@ -238,6 +240,87 @@ def test_a_broken_content_store_ends_the_run_and_the_next_one_fetches(scene: Sce
     assert scene.collect() == {"added": 1, "moved": 1}
     assert [Path(file).name for file in scene.files()] == ["a.jpg", "b.png", "c.jpg"]
     assert ledger.read(scene.data).waiting == ()
+
+
+def test_a_content_store_that_has_nothing_ends_the_run_and_nothing_is_lost(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mount that is missing, or a wrong prefix; the pictures are all there once that is mended. What the set has
+    already is not asked for, and says nothing for the store."""
+    scene.decide("before", "approved")
+    scene.collect()
+    scene.decide("before", "risked", b"")
+    ids = [f"id{number}" for number in range(EMPTY_FROM)]
+    for content_id in ids:
+        scene.decide(content_id, "approved")
+    mounted = scene.content.rename(scene.content.with_name("elsewhere"))
+    scene.content.mkdir()
+    results: Counter = Counter()
+    with pytest.raises(UnavailableError, match=f"none of {len(ids)} pictures .* check MODERATION_CONTENT_URL"):
+        scene.collect(results=results)
+    assert results == {"moved": 1, "waiting": len(ids)}
+    assert [decision.content_id for decision in ledger.read(scene.data).waiting] == ids
+    assert "tried again by the next run" in capsys.readouterr().err
+    scene.content.rmdir()
+    mounted.rename(scene.content)
+    assert scene.collect() == {"added": len(ids)}
+    assert len(scene.files()) == len(ids) + 1
+    assert ledger.read(scene.data).waiting == ()
+
+
+def test_what_is_gone_at_the_second_attempt_is_left_out(scene: Scene) -> None:
+    """So that no schedule is stuck for good where the pictures really are gone."""
+    for number in range(EMPTY_FROM):
+        scene.decide(f"id{number}", "approved", b"")
+    with pytest.raises(UnavailableError, match="once more"):
+        scene.collect()
+    scene.decide("new", "risked")
+    assert scene.collect() == {"gone": EMPTY_FROM, "added": 1}
+    assert ledger.read(scene.data).waiting == ()
+    assert scene.collect() == {}
+
+
+@pytest.mark.parametrize(
+    ("missing", "there", "became"),
+    [(EMPTY_FROM - 1, 0, {"gone": EMPTY_FROM - 1}), (EMPTY_FROM, 1, {"gone": EMPTY_FROM, "added": 1})],
+)
+def test_a_few_that_are_gone_or_one_that_is_there_say_nothing_against_the_store(
+    missing: int, there: int, became: dict[str, int], scene: Scene
+) -> None:
+    for number in range(missing + there):
+        scene.decide(f"id{number}", "approved", b"" if number < missing else None)
+    assert scene.collect() == became
+
+
+class BusyDecoders:
+    """Decoders of a machine that is too busy for them: each picture fails for a reason that is not its own."""
+
+    def __init__(self, reason: UndecidedReason) -> None:
+        self._reason = reason
+
+    def submit(self, _: bytes) -> Future[Decoded]:
+        failed: Future[Decoded] = Future()
+        failed.set_exception(ContentError(self._reason, "The machine was busy."))
+        return failed
+
+    def check(self) -> None:
+        """They live."""
+
+
+@pytest.mark.parametrize("reason", ["decode_timeout", "decoder_crashed"])
+def test_a_decoder_that_failed_once_is_no_verdict_on_the_picture(
+    reason: UndecidedReason, scene: Scene, decoders: DecoderPool
+) -> None:
+    """It is tried again by the next run; a second failure is the picture's own."""
+    for content_id in ("a", "b"):
+        scene.decide(content_id, "approved")
+        scene.decoders = BusyDecoders(reason)
+        assert scene.collect() == {"waiting": 1}
+        scene.decoders = decoders if content_id == "a" else scene.decoders
+        assert scene.collect() == ({"added": 1} if content_id == "a" else {"unusable": 1})
+    assert scene.collect() == {}
+    assert scene.files() == ["train/interim/approved/a.jpg"]
+    assert scene.left_out() == [("a", reason), ("b", reason), ("b", reason)]
 
 
 def test_what_a_killed_run_left_is_cleared_away(scene: Scene) -> None:
