@@ -52,7 +52,8 @@ def retrain(
     """Run the job and note in `record` what became of it; returns the champion's id.
 
     Raises LockedError, before anything is touched, where another run works on the data set or the store;
-    RefusedError, with the new version left as challenger, where the gate says no; and what its steps raise.
+    RefusedError, with the new version left as challenger, where the gate says no or a person has rolled back and
+    promoted none since; and what its steps raise.
     """
     with locks.one_run(job.data, "data set", "--data", DataError), release.one_run(store):
         with record.step("collect"):
@@ -96,14 +97,23 @@ def _fit_and_release(job: Job, parts: Parts, store: WeightsStore, reporter: Repo
 
 
 def _put_into_service(job: Job, store: WeightsStore, version: str, reporter: Reporter) -> None:
-    """Past the gate, unless it is the store's first version and so in service already."""
+    """Past the gate, unless it is the store's first version and so in service already, or a person rolled back."""
     if store.champion() == version:
         return
-    last = next((entry for entry in reversed(store.history()) if version in (entry.from_, entry.to)), None)
+    history = store.history()
+    last = next((entry for entry in reversed(history) if version in (entry.from_, entry.to)), None)
     if last is not None and last.action == "rollback" and last.from_ == version:
         raise RefusedError(
             f"The version {version} is not promoted, for {last.by} took it out of service "
             f"({last.why.rstrip('.')}): correct what it was fitted on, or promote it by hand."
+        )
+    if history and history[-1].action == "rollback":
+        # The gate compares with what a person went back to, which is easily surpassed by what they went back from: one
+        # more correction would bring its successor into service, with the same fault.
+        raise RefusedError(
+            f"The version {version} is left as challenger, for {history[-1].by} rolled back from {history[-1].from_} "
+            f"to {history[-1].to} ({history[-1].why.rstrip('.')}): `moderation-trainer promote {version}` puts it into "
+            "service, and once a person has promoted a version, retraining does so again."
         )
     release.promote(store, version, by=job.plan.by, why=WHY, margin=job.margin, say=reporter.say)
 

@@ -19,7 +19,7 @@ from tests.support.retraining import Moderators, Site
 from tests.support.store import publish_colours
 from tests.support.waiting import wait_until
 from tests.support.worker import Broker, free_port
-from trainer import ledger, locks
+from trainer import ledger, locks, release
 from trainer.asked import Asked
 from trainer.cli import run
 from trainer.collect import TEST_SHARE, part_of
@@ -180,6 +180,30 @@ def test_a_version_that_a_person_took_out_of_service_stays_out(site: Site) -> No
     with pytest.raises(RefusedError, match="ada took it out of service"):
         replace(site, always=True).run()
     assert (site.store.champion(), site.store.challenger()) == (other, fitted)
+
+
+def test_after_a_rollback_only_a_person_promotes_and_then_the_schedule_again(
+    site: Site, moderators: Moderators
+) -> None:
+    """Or it would last until the next correction, whose version is another one and may have the same fault."""
+    fitted = site.store.champion()
+    assert fitted is not None
+    bad = publish_colours(site.store, promote=True)
+    site.store.rollback(by="ada", why="it banned a cat.")
+    moderators.decide(TO_TRAIN, "risked")
+    with pytest.raises(RefusedError) as refused:
+        site.run()
+    challenger = site.store.challenger()
+    assert challenger is not None and challenger != bad
+    assert site.store.champion() == fitted
+    said = str(refused.value)
+    assert f"{challenger} is left as challenger, for ada rolled back from {bad} to {fitted} (it banned a cat)" in said
+    assert f"`moderation-trainer promote {challenger}`" in said
+    assert outcome(site.metrics.read_text()) == "refused"
+    release.promote(site.store, challenger, by="ada", why="seen", margin=0.9)
+    for content_id in ("newer", "newest"):
+        moderators.decide(content_id, "risked")
+    assert site.run() == "promoted"
 
 
 def test_the_outcome_is_pushed_and_a_failure_keeps_the_last_success(
