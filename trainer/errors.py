@@ -4,6 +4,7 @@ ModerationError (worker.errors)
 ├── DataError      whoever supplies the pictures: the folders cannot be trained or tested on (exit code 4)
 ├── CacheError     whoever runs the machine: the feature cache cannot be written or has no room (exit code 4)
 ├── RefusedError   whoever releases: a version is not shown to be as good as the one in service (exit code 3)
+│   └── OvertakenError   nobody: the one in service changed while they were compared
 └── LockedError    nobody yet: another run works on the same weights store (exit code 5)
 """
 
@@ -20,6 +21,10 @@ class CacheError(ModerationError):
 
 class RefusedError(ModerationError):
     """The promotion gate says no; the message says what is missing."""
+
+
+class OvertakenError(RefusedError):
+    """Another version came into service while this one was compared with the last; the next attempt compares anew."""
 
 
 class LockedError(ModerationError):

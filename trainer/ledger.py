@@ -2,7 +2,8 @@
 
     cursor     up to which entry of moderation:corrections all is in the set, left out, or waiting
     waiting    decisions whose picture could not be had, or not decoded at first: tried again by the next run
-    fitted     the last version that went the whole way, and the pictures it was fitted and tested on
+    fitted     the last version that went the whole way, the pictures it was fitted and tested on, and whether the gate
+               or a rollback kept it out of service
 
 Replaced in one step, so a run killed at any moment leaves the one before or the one after. Knows no Redis, pictures
 or training.
@@ -38,13 +39,14 @@ class Decision(BaseModel):
 
 
 class Fitted(BaseModel):
-    """A version, and digests of its training and test pictures with their labels."""
+    """A version, and digests of its training and test pictures with their labels; why it was `refused`, if it was."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: str
     train: str
     test: str
+    refused: str | None = None
 
 
 class Ledger(BaseModel):
@@ -83,7 +85,8 @@ def read(data: Path) -> Ledger:
 
 def save(data: Path, ledger: Ledger) -> None:
     """Puts it in place of the one before; on disk when this returns."""
-    files.replace(data / FILE, ledger.model_dump_json(by_alias=True, indent=1).encode() + b"\n")
+    # What is none is left out: releases from before `refused` read a ledger that says nothing of it.
+    files.replace(data / FILE, ledger.model_dump_json(by_alias=True, indent=1, exclude_none=True).encode() + b"\n")
 
 
 def note_left_out(data: Path, left: Iterable[LeftOut]) -> None:

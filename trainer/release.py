@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from trainer import gate, locks, outcomes
-from trainer.errors import RefusedError
+from trainer.errors import OvertakenError, RefusedError
 from trainer.gate import Check, Decision
 from trainer.outcomes import Outcomes
 from worker.errors import UsageError, WeightsError
@@ -68,7 +68,8 @@ def promote(
     """Put a version into service after verifying all its files and, where one is in service, passing the gate.
 
     `say` is told the gate's figures, and where workers must be restarted to follow. With `force` they are recorded, and
-    it goes ahead against them. Raises UsageError where there is none of that id, RefusedError where the gate says no.
+    it goes ahead against them. Raises UsageError where there is none of that id, RefusedError where the gate says no,
+    OvertakenError where another version came into service meanwhile.
     """
     known(store, version_id)
     champion = store.champion()
@@ -92,7 +93,7 @@ def promote(
     try:
         store.promote(version_id, by=by, why=why, gate=decision.to_json(), forced=forced, compared_with=champion)
     except ChampionChangedError as error:  # a person's rollback, most likely, which this must not undo unseen
-        raise RefusedError(f"{error}.") from error
+        raise OvertakenError(f"{error}.") from error
     _say_restart(store, champion, version_id, say)
 
 

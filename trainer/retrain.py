@@ -14,7 +14,7 @@ from typing import Final
 
 from trainer import collect, dataset, gate, ledger, locks, prepare, release
 from trainer.collect import Collector, Fetches
-from trainer.errors import DataError, RefusedError
+from trainer.errors import DataError, OvertakenError, RefusedError
 from trainer.fit import Plan, decoder_pool, fit
 from trainer.ledger import Decision, Fitted
 from trainer.prepare import Parts
@@ -53,7 +53,7 @@ def retrain(
 
     Raises LockedError, before anything is touched, where another run works on the data set or the store;
     RefusedError, with the new version left as challenger, where the gate says no or a person has rolled back and
-    promoted none since; and what its steps raise.
+    promoted none since, and again while nothing is new and it still is the challenger; and what its steps raise.
     """
     with locks.one_run(job.data, "data set", "--data", DataError), release.one_run(store):
         with record.step("collect"):
@@ -67,12 +67,25 @@ def retrain(
                 "test": dataset.counts(parts.test),
             }
         known = ledger.read(job.data).fitted
-        done = known is not None and known == _fitted(known.version, parts) and known.version in store.versions()
-        if known is not None and done and not job.always:
-            reporter.say(f"Nothing is new since {known.version}: no version is fitted; --always fits all the same.")
-            record.outcome = "nothing_new"
+        if known is not None and _is_done(known, parts, store) and not job.always:
+            _nothing_new(known, store, reporter, record)
             return store.champion()
         return _fit_and_release(job, parts, store, reporter, record)
+
+
+def _is_done(known: Fitted, parts: Parts, store: WeightsStore) -> bool:
+    same = known.model_copy(update={"refused": None}) == _fitted(known.version, parts)
+    return same and known.version in store.versions()
+
+
+def _nothing_new(known: Fitted, store: WeightsStore, reporter: Reporter, record: Record) -> None:
+    """Says so. Raises RefusedError as long as what was refused still waits for a person: a success would resolve the
+    alert on it before anybody has looked."""
+    if known.refused is not None and store.challenger() == known.version:
+        record.outcome = "refused"
+        raise RefusedError(f"Nothing is new since the challenger {known.version}, and this stands: {known.refused}")
+    reporter.say(f"Nothing is new since {known.version}: no version is fitted; --always fits all the same.")
+    record.outcome = "nothing_new"
 
 
 def _fit_and_release(job: Job, parts: Parts, store: WeightsStore, reporter: Reporter, record: Record) -> str | None:
@@ -87,8 +100,11 @@ def _fit_and_release(job: Job, parts: Parts, store: WeightsStore, reporter: Repo
         else:
             try:
                 _put_into_service(job, store, version, reporter)
-            except RefusedError:
-                _save(job.data, done)
+            except OvertakenError:  # by a person, most likely; nothing is done, so the next run compares again
+                record.outcome = "refused"
+                raise
+            except RefusedError as error:
+                _save(job.data, done.model_copy(update={"refused": str(error)}))
                 record.outcome = "refused"
                 raise
             record.outcome = "promoted"

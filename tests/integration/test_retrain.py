@@ -2,6 +2,7 @@
 
 import errno
 import http.server
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -19,7 +21,7 @@ from tests.support.retraining import Moderators, Site
 from tests.support.store import publish_colours
 from tests.support.waiting import wait_until
 from tests.support.worker import Broker, free_port
-from trainer import ledger, locks, release
+from trainer import gate, ledger, locks, release
 from trainer.asked import Asked
 from trainer.cli import run
 from trainer.collect import TEST_SHARE, part_of
@@ -155,7 +157,82 @@ def test_a_refusal_leaves_a_challenger_computes_only_what_is_new_and_is_not_repe
     assert (after["moderation_retrain_pictures[added]"], after["moderation_retrain_pictures[gone]"]) == (1, 1)
     assert site.store.champion() == first
     assert site.store.challenger() not in (None, first)
-    assert site.run() == "nothing_new", "what was refused is not fitted again until something is new"
+    versions = site.store.versions()
+    with pytest.raises(RefusedError):
+        site.run()
+    assert site.store.versions() == versions, "what was refused is not fitted again until something is new"
+
+
+def refused(site: Site, moderators: Moderators) -> str:
+    """A challenger that the gate has just refused."""
+    moderators.decide(TO_TRAIN, "risked")
+    with pytest.raises(RefusedError):
+        replace(site, margin=0.02).run()
+    challenger = site.store.challenger()
+    assert challenger is not None
+    return challenger
+
+
+def test_a_refusal_is_told_until_somebody_has_dealt_with_it(
+    site: Site, moderators: Moderators, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A success of the next night would resolve the alert unseen."""
+    before, challenger = metrics(site.metrics.read_text()), refused(site, moderators)
+    capsys.readouterr()
+    assert run(command) == 3
+    heard = capsys.readouterr()
+    assert heard.out == ""
+    last = heard.err.splitlines()[-1]
+    assert last.startswith(
+        f"Nothing is new since the challenger {challenger}, and this stands: The version {challenger}"
+    )
+    assert "not shown to be as good" in last
+    text = site.metrics.read_text()
+    assert outcome(text) == "refused"
+    assert metrics(text)[LAST_SUCCESS] == before[LAST_SUCCESS]
+    release.promote(site.store, challenger, by="ada", why="good enough", force=True)
+    assert run(command) == 0
+    assert capsys.readouterr().out == f"nothing_new {challenger}\n"
+    assert outcome(site.metrics.read_text()) == "nothing_new"
+
+
+def test_another_challenger_in_its_place_ends_a_refusal(site: Site, moderators: Moderators) -> None:
+    """Somebody works on it."""
+    refused(site, moderators)
+    site.store.set_challenger(publish_colours(site.store))
+    assert site.run() == "nothing_new"
+
+
+def test_a_ledger_from_before_refusals_were_noted_reads_as_not_refused(site: Site, moderators: Moderators) -> None:
+    refused(site, moderators)
+    path = site.data / ledger.FILE
+    kept = json.loads(path.read_text())
+    assert "not shown to be as good" in kept["fitted"].pop("refused")
+    path.write_text(json.dumps(kept))
+    assert site.run() == "nothing_new"
+
+
+def test_a_rollback_while_versions_are_compared_is_no_refusal_of_the_version(
+    site: Site, moderators: Moderators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run compares it with what is in service by then."""
+    publish_colours(site.store, promote=True)
+    moderators.decide(TO_TRAIN, "risked")
+    compare = release.compare
+
+    def interrupted(*arguments: Any) -> gate.Decision:
+        monkeypatch.setattr(release, "compare", compare)
+        site.store.rollback(by="ada", why="it banned a cat")
+        return gate.Decision((), 0.02, 500)
+
+    monkeypatch.setattr(release, "compare", interrupted)
+    before = ledger.read(site.data).fitted
+    with pytest.raises(RefusedError, match="promote it again"):
+        site.run()
+    assert outcome(site.metrics.read_text()) == "refused"
+    assert ledger.read(site.data).fitted == before
+    with pytest.raises(RefusedError, match=r"^The version .* is left as challenger, for ada rolled back"):
+        site.run()
 
 
 def test_a_scheduled_run_is_fitted_for_what_the_champion_was(
