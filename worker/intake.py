@@ -4,6 +4,7 @@ Redis streams, consumer group `moderation`. Entries come in by `read` and `take_
 (`publish`), or here: dropped as known, postponed, buried, given back. Knows no pictures, models or threads.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -25,6 +26,10 @@ CONSUMER_IDLE_MS = 3_600_000
 # What a clean stop gives back is idle enough at once for the others to take it.
 GIVEN_BACK_IDLE_MS = 60_000
 DUE_AT_ONCE = 500
+# Where more are due: so many of them are looked through for uploads each time, in a few milliseconds of the server's.
+DUE_LOOKED_THROUGH = 2500
+# How long what its stream refuses is out of the way of the rest. A person mends a stream, which takes longer.
+REFUSED_PAUSE_MS = 10_000
 
 
 class Fates(NamedTuple):
@@ -41,6 +46,7 @@ class Intake:
         self._redis = client
         self.consumer = consumer
         self._takeover_idle_ms = int(takeover_idle_s * 1000)
+        self._looks = itertools.count()
         self._drop = client.register_script(bus.script("entries", "drop"))
         self._postpone = client.register_script(bus.script("entries", "postpone"))
         self._due = client.register_script(bus.script("due"))
@@ -121,9 +127,18 @@ class Intake:
             )
 
     def wake_due(self) -> int:
-        """Puts postponed entries whose time has come back into the streams; returns how many."""
+        """Puts postponed entries whose time has come back into the streams, uploads first; returns how many.
+
+        Raises UnavailableError also where a stream takes none: its entries wait on, the other's have gone back.
+        """
         with bus.translated():
-            return int(self._due(keys=[bus.RETRY, bus.UPLOADS, bus.BACKFILL], args=[DUE_AT_ONCE, LONGEST_PAUSE_MS]))
+            woken, refusal = self._due(
+                keys=[bus.RETRY, bus.UPLOADS, bus.BACKFILL],
+                args=[DUE_AT_ONCE, LONGEST_PAUSE_MS, DUE_LOOKED_THROUGH, next(self._looks), REFUSED_PAUSE_MS],
+            )
+        if refusal:
+            raise bus.translate(refusal)
+        return int(woken)
 
     def mark_alone(self, entry: Entry) -> Fates:
         """Notes that this process is about to judge the entry alone; returns what others before it met with.

@@ -396,20 +396,6 @@ def test_a_clock_set_back_strands_nothing(desk: Desk) -> None:
     assert (desk.waiting(), desk.redis.zcard(bus.RETRY)) == (1, 0)
 
 
-def test_a_stream_that_cannot_take_it_back_loses_nothing(desk: Desk) -> None:
-    """The uploads' key is of another type for a while: what is due stays until it can go back."""
-    entry = desk.deliver("a", backfill=True)
-    desk.intake.postpone(entry, "not_found", 0, desk.intake.now_ms())
-    desk.redis.delete(bus.BACKFILL)
-    desk.redis.set(bus.BACKFILL, "no stream")
-    with pytest.raises(UnavailableError):
-        desk.intake.wake_due()
-    assert desk.redis.zcard(bus.RETRY) == 1
-    desk.redis.delete(bus.BACKFILL)
-    assert desk.intake.wake_due() == 1
-    assert [entry.content_id for entry in desk.intake.read([bus.BACKFILL], 1)] == ["a"]
-
-
 def test_an_outcome_about_another_picture_cannot_be_built(desk: Desk) -> None:
     """Nor one that says itself when it was decided."""
     entry = desk.deliver()
