@@ -140,6 +140,11 @@ class Intake:
             raise bus.translate(refusal)
         return int(woken)
 
+    def postponed(self) -> int:
+        """How many wait for their next attempt, due or not."""
+        with bus.translated():
+            return int(self._redis.zcard(bus.RETRY))
+
     def mark_alone(self, entry: Entry) -> Fates:
         """Notes that this process is about to judge the entry alone; returns what others before it met with.
 

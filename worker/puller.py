@@ -32,6 +32,9 @@ MOST_BROKEN_DEVICES = 10
 SUSPECT_PATIENCE_S = 10.0
 # A fetch should end by its own time limit; after this many of them it never will.
 FETCH_DEADLINES = 3
+# While so many wait for another attempt no backfill is claimed. Each that fails leaves its stream, so that whoever
+# fills it sees room: in an outage of the content store all there is would move to where nothing bounds it.
+MOST_POSTPONED_FOR_BACKFILL = 10_000
 RECONNECT_PAUSES_S = (0.1, 0.2, 0.5, 1.0)
 
 
@@ -73,6 +76,7 @@ class Puller:
         self._takeover_idle_s = takeover_idle_s
         self._watch = watch
         self._on_housekeeping = on_housekeeping
+        self._postponed = 0  # how many waited for another attempt when house was last kept
         self._claimed: list[Entry] = []  # and not handed on yet
         self._suspects: deque[Entry] = deque()
         self._alone: Entry | None = None
@@ -188,6 +192,8 @@ class Puller:
     def _claim(self, room: int) -> None:
         """Claims new entries, uploads before backfill; with nothing there and no suspect, waits for the first."""
         backfill_room = min(room, self._most_backfill - sum(item.entry.backfill for item in self._pipeline.in_work()))
+        if self._postponed > MOST_POSTPONED_FOR_BACKFILL:
+            backfill_room = 0
         self._claimed += self._intake.read([bus.UPLOADS], room)
         if not self._claimed and backfill_room > 0:
             self._claimed += self._intake.read([bus.BACKFILL], backfill_room)
@@ -237,6 +243,7 @@ class Puller:
         self._connected()
         self._intake.refresh(self._held())
         try:
+            self._postponed = self._intake.postponed()
             self._intake.wake_due()
         except ModerationError as error:  # a stream that takes no entry must not end take-over and the watchdog
             logger.error("what waits for another attempt stays where it is: %s", error)

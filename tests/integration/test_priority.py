@@ -1,5 +1,6 @@
 """How much a worker has in work; uploads go first, however much backfill waits."""
 
+import json
 from itertools import count
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from tests.support.pictures import picture
 from tests.support.place import Place
 from tests.support.waiting import wait_until
+from worker import bus
+from worker.puller import MOST_POSTPONED_FOR_BACKFILL
 
 BATCH = 4
 SMALL = 2  # three of them are fewer than a process may hold that has judged nothing yet
@@ -68,3 +71,21 @@ def test_one_batch_more_is_in_work_than_the_device_takes(place: Place, app: str,
     settled("backfill", in_flight * SMALL)
     place.client.submit([place.add() for _ in range(4 * SMALL)])
     settled("uploads", SMALL)
+
+
+def test_while_too_many_wait_for_another_attempt_no_backfill_is_claimed(place: Place) -> None:
+    """Each of it that fails would join them and make room for more. Uploads are judged; it is once fewer wait."""
+    raw = place.broker.client()
+    due_ms = bus.now_ms(raw) + 50_000  # no pause is longer than a minute
+    member = {"backfill": 1, "rescan": 0, "enqueued_ms": 1, "attempt": 1}
+    ids = [f"failed{number}" for number in range(MOST_POSTPONED_FOR_BACKFILL + 1)]
+    raw.zadd(bus.RETRY, {json.dumps({"content_id": content_id, **member}): due_ms for content_id in ids})
+    backfill = [place.add() for _ in range(BATCH)]
+    place.client.submit(backfill, backfill=True)
+    place.start_worker().wait_ready()
+    for _ in range(2 * BATCH):  # with none waiting in between, when backfill would be claimed
+        place.judge(place.add())
+    assert raw.xpending(bus.BACKFILL, bus.GROUP)["pending"] == 0
+    assert raw.xlen(bus.BACKFILL) == len(backfill)
+    raw.zremrangebyrank(bus.RETRY, 0, 0)
+    assert {document.label for document in place.client.wait(backfill, 40).values()} == {"approved"}
