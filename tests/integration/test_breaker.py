@@ -240,6 +240,21 @@ def test_the_window_moves_on(desk: Desk) -> None:
     assert desk.bans(1) == ["opened"]
 
 
+def test_what_a_clock_set_back_left_in_the_future_counts_no_more(broker: Broker) -> None:
+    """Ten minutes of many decided and few bans, dated an hour ahead, are no part of what bans are a share of now."""
+    desk = Desk(broker, Quota(share=0.2))
+    ahead = int(desk.raw.time()[0] / 10) + 360
+    window = {"newest": ahead, "decided": 60_000, "bans": 600}
+    for slice_ in range(ahead - 59, ahead + 1):
+        window |= {f"decided:{slice_}": 1000, f"bans:{slice_}": 10}
+    desk.raw.hset(bus.BAN_WINDOW, mapping=window)
+    desk.harmless(BAN_SHARE_DECIDED - 1)
+    assert desk.bans(1) == ["published"]
+    fields = {name.decode(): int(value) for name, value in desk.raw.hgetall(bus.BAN_WINDOW).items()}
+    assert (fields["decided"], fields["bans"]) == (BAN_SHARE_DECIDED, 1)
+    assert desk.bans(130)[-1] == "withheld"
+
+
 def moderation(broker: Broker, *words: str) -> subprocess.CompletedProcess[str]:
     """Runs the command."""
     environment = {"MODERATION_REDIS_URL": broker.url, "PATH": "/usr/bin:/bin"}

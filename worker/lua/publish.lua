@@ -33,11 +33,13 @@ local GROUP, TTL_S = ARGV[1], ARGV[2]
 local WINDOW_S = ARGV[6]
 local NOW = clock() -- stands still while a script runs
 
-local function forget_old_slices(window, newest)
+local function forget_other_slices(window, newest)
+  -- Those before the window, and those after now: they are from before the clock was set back, and would count until
+  -- it is there again, so that bans that follow would be a small share of what is remembered.
   local fields = redis.call('HGETALL', window)
   for i = 1, #fields, 2 do
     local kind, slice = string.match(fields[i], '^(%a+):(%d+)$')
-    if slice and tonumber(slice) <= newest - SLICES then
+    if slice and (tonumber(slice) <= newest - SLICES or tonumber(slice) > newest) then
       redis.call('HINCRBY', window, kind, -tonumber(fields[i + 1]))
       redis.call('HDEL', window, fields[i])
     end
@@ -108,7 +110,7 @@ local function publish(stream, verdict, alone, answered, v)
   local slice = math.floor(now / 1000 * SLICES / tonumber(WINDOW_S))
   if not outcome and judged then
     if redis.call('HGET', WINDOW, 'newest') ~= tostring(slice) then
-      forget_old_slices(WINDOW, slice)
+      forget_other_slices(WINDOW, slice)
       redis.call('HSET', WINDOW, 'newest', tostring(slice))
       redis.call('EXPIRE', WINDOW, 2 * WINDOW_S)
     end
