@@ -14,7 +14,7 @@ import redis
 
 from worker import bus
 from worker.entry import LONGEST_PAUSE_MS, SUSPECT_DELIVERIES, Entry, Malformed, parse
-from worker.errors import UnavailableError
+from worker.errors import ModerationError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +71,20 @@ class Intake:
         ]
 
     def take_over(self, stream: str, count: int) -> list[Entry]:
-        """Claims up to `count` entries that their process has not refreshed for the take-over time."""
+        """Claims up to `count` entries that their process has not refreshed for the take-over time.
+
+        Fewer where Redis fails in between: what is claimed is this process's to judge, and raises nothing.
+        """
         taken: list[Entry] = []
         cursor: Any = "0-0"
         while len(taken) < count:
-            cursor, claimed = self._auto_claim(stream, cursor, count - len(taken))
+            try:
+                cursor, claimed = self._auto_claim(stream, cursor, count - len(taken))
+            except ModerationError as error:
+                if not taken:
+                    raise
+                logger.warning("no more claims are taken over for now: %s", error)
+                break
             taken += claimed
             if cursor == b"0-0":
                 break
@@ -192,8 +201,14 @@ class Intake:
         claimed = [(entry_id, fields) for entry_id, fields in reply[1] if fields]
         if not claimed:
             return reply[0], []
-        deliveries = self._deliveries(stream, claimed[0][0], claimed[-1][0])
-        return reply[0], self._parse(stream, [(i, fields, deliveries.get(i, 2)) for i, fields in claimed])
+        try:
+            deliveries = self._deliveries(stream, claimed[0][0], claimed[-1][0])
+        except ModerationError as error:  # they are this process's by now, however often they were delivered before
+            logger.warning("%d claims that were taken over are taken for suspects: %s", len(claimed), error)
+            deliveries = {}
+        return reply[0], self._parse(
+            stream, [(i, fields, deliveries.get(i, SUSPECT_DELIVERIES)) for i, fields in claimed]
+        )
 
     def _claim(self, entries: Iterable[Entry], idle: int, retrycount: int | None = None) -> None:
         by_stream: dict[str, list[Any]] = {}

@@ -247,20 +247,24 @@ class Puller:
             self._intake.wake_due()
         except ModerationError as error:  # a stream that takes no entry must not end take-over and the watchdog
             logger.error("what waits for another attempt stays where it is: %s", error)
-        # Never none for long: a backlog keeps the pipeline full, and a dead worker's claims must not wait for its end.
-        room = max(self._room(), FIRST_IN_WORK)
         if self._alone is None and self._connected_for_s() >= self._takeover_idle_s:
-            uploads = sum(not entry.backfill for entry in self._suspects)
-            taken = self._intake.take_over(bus.UPLOADS, room - uploads)
-            taken += self._intake.take_over(bus.BACKFILL, room - len(self._suspects) - len(taken))
-            if taken:
-                logger.info("took over %d claims that were no longer refreshed", len(taken))
-                self._metrics.reclaimed.inc(len(taken))
-                self._claimed += taken
+            self._take_over()
         if time.monotonic() - self._pruned >= PRUNE_S:
             self._pruned = time.monotonic()
             self._intake.prune_consumers()
         self._on_housekeeping()
+
+    def _take_over(self) -> None:
+        """Claims what dead processes left; each stream's at once in memory, for the next command may fail."""
+        # Never none for long: a backlog keeps the pipeline full, and a dead worker's claims must not wait for its end.
+        room = max(self._room(), FIRST_IN_WORK)
+        for stream in (bus.UPLOADS, bus.BACKFILL):
+            before = len(self._claimed)
+            suspects = sum(stream == bus.BACKFILL or not entry.backfill for entry in self._suspects)
+            self._claimed += self._intake.take_over(stream, room - suspects - before)
+            if taken := len(self._claimed) - before:
+                logger.info("took over %d claims that were no longer refreshed", taken)
+                self._metrics.reclaimed.inc(taken)
 
     def _connected(self) -> None:
         if self._connected_since is None:
