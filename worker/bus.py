@@ -123,12 +123,25 @@ def text_at(client: redis.Redis, key: str) -> bytes | None:
 def ensure_groups(client: redis.Redis, streams: Iterable[str]) -> None:
     """Creates the streams' consumer groups where they are missing, from the first entry on."""
     for stream in streams:
+        if _has_group(client, stream):  # a server without memory refuses to create even one that is there
+            continue
         try:
             with translated():
                 client.xgroup_create(stream, GROUP, id="0", mkstream=True)
         except UnavailableError as error:
             if "BUSYGROUP" not in str(error):
                 raise
+
+
+def _has_group(client: redis.Redis, stream: str) -> bool:
+    with translated():
+        try:
+            groups: Any = client.xinfo_groups(stream)
+        except redis.exceptions.ResponseError as error:
+            if "no such key" not in str(error):
+                raise
+            return False
+    return any(group["name"] == GROUP.encode() for group in groups)
 
 
 def grouped(client: redis.Redis, streams: Iterable[str], command: Callable[[], Any]) -> Any:
