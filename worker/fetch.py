@@ -16,6 +16,10 @@ from worker.errors import ContentError
 
 logger = logging.getLogger(__name__)
 
+# What may wait for a decoder before fetching pauses: over a thousand usual pictures, but only a dozen of the largest,
+# of which all that may be in work would fill gigabytes.
+MOST_HELD_BYTES = 256 * 2**20
+
 Fetched = Callable[[bytes | ContentError, float], None]
 """Told what came, and the seconds it took."""
 
@@ -33,21 +37,36 @@ class FetchPool:
     Args:
         fetch: a content ID to its bytes; raises ContentError.
         threads: how many fetch at the same time.
+        most_held_bytes: while so much was fetched and not let go, no thread takes another fetch after its own. So one
+            picture may be larger, and each thread may add one.
     """
 
-    def __init__(self, fetch: Callable[[str], bytes], threads: int) -> None:
+    def __init__(self, fetch: Callable[[str], bytes], threads: int, *, most_held_bytes: int = MOST_HELD_BYTES) -> None:
         self._fetch = fetch
         self._threads = threads
         self._queue: queue.SimpleQueue[_Fetch | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        self._most_held_bytes = most_held_bytes
+        self._held_bytes = 0
+        self._closing = False
+        self._let_go = threading.Condition(self._lock)
         self._running: set[_Fetch] = set()
         self._hung: set[_Fetch] = set()
         for number in range(threads):
             threading.Thread(target=self._run, name=f"fetch-{number}", daemon=True).start()
 
     def submit(self, content_id: str, done: Fetched) -> None:
-        """Queues one fetch; `done` is called once, in some thread, and must not raise."""
+        """Queues one fetch; `done` is called once, in some thread, and must not raise.
+
+        The bytes it is given count as held until `let_go`.
+        """
         self._queue.put(_Fetch(content_id, done))
+
+    def let_go(self, size: int) -> None:
+        """Says that so many fetched bytes are not needed any more."""
+        with self._lock:
+            self._held_bytes -= size
+            self._let_go.notify_all()
 
     def give_up(self, after_s: float) -> None:
         """Ends every fetch that has run for longer with `fetch_failed`; call about once a second."""
@@ -73,26 +92,39 @@ class FetchPool:
 
     def close(self) -> None:
         """Ends the threads once they have nothing in work; waits for none."""
+        with self._lock:
+            self._closing = True
+            self._let_go.notify_all()
         for _ in range(self._threads):
             self._queue.put(None)
 
     def _run(self) -> None:
         while (fetch := self._queue.get()) is not None:
-            fetch.started = time.monotonic()
-            with self._lock:
-                again = any(hung.content_id == fetch.content_id for hung in self._hung)
-                if not again:
-                    self._running.add(fetch)
-            if again:  # it would only take one more thread
-                fetch.done(ContentError("fetch_failed", "The fetch before has not ended yet."), 0.0)
-                continue
-            result = self._result(fetch)
-            with self._lock:
-                given_up = fetch in self._hung
-                self._running.discard(fetch)
-                self._hung.discard(fetch)
-            if not given_up:
-                fetch.done(result, time.monotonic() - fetch.started)
+            self._serve(fetch)
+            self._wait_for_room()  # before the next is taken: what is in the queue neither runs nor hangs
+
+    def _wait_for_room(self) -> None:
+        with self._lock:
+            self._let_go.wait_for(lambda: self._held_bytes < self._most_held_bytes or self._closing)
+
+    def _serve(self, fetch: _Fetch) -> None:
+        fetch.started = time.monotonic()
+        with self._lock:
+            again = any(hung.content_id == fetch.content_id for hung in self._hung)
+            if not again:
+                self._running.add(fetch)
+        if again:  # it would only take one more thread
+            fetch.done(ContentError("fetch_failed", "The fetch before has not ended yet."), 0.0)
+            return
+        result = self._result(fetch)
+        with self._lock:
+            given_up = fetch in self._hung
+            self._running.discard(fetch)
+            self._hung.discard(fetch)
+            if not given_up and not isinstance(result, ContentError):
+                self._held_bytes += len(result)
+        if not given_up:
+            fetch.done(result, time.monotonic() - fetch.started)
 
     def _result(self, fetch: _Fetch) -> bytes | ContentError:
         try:

@@ -159,12 +159,20 @@ class Pipeline:
         if isinstance(data, ContentError):
             self._fetch_failed(item, data)
             return
-        # None of an empty object, which an upload that is not there yet leaves: a person's decision on one would else
-        # be in force for every other, as for the same picture.
-        item.content_sha256 = hashlib.sha256(data).hexdigest() if data else None
-        self._metrics.stage.labels("fetch").observe(seconds)
-        item.stage_started = time.monotonic()
-        self._decoders.submit(data).add_done_callback(lambda done: self._guarded(self._decoded, item, done))
+        let_go = partial(self._fetchers.let_go, len(data))
+        try:
+            # None of an empty object, which an upload that is not there yet leaves: a person's decision on one would
+            # else be in force for every other, as for the same picture.
+            item.content_sha256 = hashlib.sha256(data).hexdigest() if data else None
+            self._metrics.stage.labels("fetch").observe(seconds)
+            item.stage_started = time.monotonic()
+            decoding = self._decoders.submit(data)
+        except BaseException:
+            let_go()
+            raise
+        # First, for what comes next may take its time; and whatever becomes of the picture.
+        decoding.add_done_callback(lambda done: let_go())
+        decoding.add_done_callback(lambda done: self._guarded(self._decoded, item, done))
 
     def _decoded(self, item: Item, done: "Future[Decoded]") -> None:
         self._observe("decode", item)

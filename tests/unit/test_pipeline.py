@@ -155,3 +155,27 @@ def test_what_cannot_even_be_made_ends_nothing(pipeline: Pipeline, broker: Broke
     pipeline.accept(Intake(connection.connect(broker.url), "test", 15).read([bus.UPLOADS], 1))
     assert client.wait(["next"], 20)["next"].label == "approved"
     client.close()
+
+
+def test_whatever_becomes_of_a_picture_its_bytes_are_let_go(pipeline: Pipeline, broker: Broker, tmp_path: Path) -> None:
+    """Good, unreadable and missing ones, with room for one at a time: all are judged, nothing is held in the end."""
+    client, intake = Moderation(broker.url), Intake(connection.connect(broker.url), "test", 15)
+    pipeline._fetchers._most_held_bytes = 1
+    kinds = {"good": picture("approved"), "unreadable": b"no picture", "large": bytes(100_001), "missing": None}
+    ids = [f"{kind}{number}" for number in range(3) for kind in kinds]
+    for content_id in ids:
+        data = kinds[content_id[:-1]]
+        if data is not None:
+            (tmp_path / content_id).write_bytes(data)
+    client.submit(ids)
+    pipeline.accept(intake.read([bus.UPLOADS], len(ids)))
+    found = client.wait(ids, 20)
+    said = {kind: {d.reasons or d.label for i, d in found.items() if i[:-1] == kind} for kind in kinds}
+    assert said == {
+        "good": {"approved"},
+        "unreadable": {("unsupported_format",)},
+        "large": {("too_large",)},
+        "missing": {("not_found",)},
+    }
+    assert pipeline._fetchers._held_bytes == 0
+    client.close()

@@ -1,0 +1,72 @@
+"""Fetching side by side: how much of what was fetched may lie in memory."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.waiting import wait_until
+from worker.errors import ContentError
+from worker.fetch import FetchPool
+
+MOST, SIZE = 100, 60
+
+
+class Fetching:
+    """One thread; what was held when each fetch began, and what came of it."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
+        self.held: list[int] = []
+        self.came: list[bytes | ContentError] = []
+        self.pool = FetchPool(self._fetch, 1, most_held_bytes=MOST)
+
+    def _fetch(self, content_id: str) -> bytes:
+        self.held.append(self.pool._held_bytes)
+        if content_id == "missing":
+            raise ContentError("not_found", "The content store has no such object.")
+        return bytes(self.sizes.get(content_id, SIZE))
+
+    def submit(self, content_id: str) -> None:
+        """One more."""
+        self.pool.submit(content_id, lambda result, seconds: self.came.append(result))
+
+
+@pytest.fixture
+def fetching() -> Iterator[Fetching]:
+    """Room for less than two."""
+    made = Fetching()
+    yield made
+    made.pool.close()
+
+
+def test_no_fetch_begins_while_too_much_is_held(fetching: Fetching) -> None:
+    """Each begins below the bound, whatever waits in the queue; all come, as others are let go."""
+    for number in range(10):
+        fetching.submit(f"c{number}")
+    for number in range(1, 11):
+        wait_until(lambda number=number: len(fetching.came) >= number, f"picture {number}")
+        fetching.pool.let_go(SIZE)
+    assert len(fetching.held) == 10
+    assert max(fetching.held) < MOST, fetching.held
+
+
+def test_a_picture_larger_than_the_bound_comes_alone(fetching: Fetching) -> None:
+    """And keeps others waiting only while it is held. One that failed holds nothing."""
+    fetching.sizes["large"] = 5 * MOST
+    for content_id in ("missing", "large", "small"):
+        fetching.submit(content_id)
+    wait_until(lambda: len(fetching.came) == 2, "the large one")
+    fetching.pool.let_go(5 * MOST)
+    wait_until(lambda: len(fetching.came) == 3, "the small one")
+    assert fetching.held == [0, 0, 0]
+
+
+def test_threads_that_wait_for_room_end_when_closed(fetching: Fetching) -> None:
+    """What is held is never let go in a process that stops."""
+    fetching.sizes["large"] = 5 * MOST
+    fetching.submit("large")
+    wait_until(lambda: len(fetching.came) == 1, "it")
+    fetching.pool.close()
+    fetching.submit("behind the end")
+    wait_until(lambda: fetching.pool._queue.qsize() == 1, "the thread to take what ends it")
+    assert len(fetching.came) == 1
