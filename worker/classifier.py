@@ -214,7 +214,9 @@ class Classifier:
     def _memory_counted(self, images: int) -> Iterator[None]:
         try:
             yield
-        except torch.OutOfMemoryError as error:  # torch has let go of its cache by then, and tried again
+        except RuntimeError as error:  # torch has let go of its cache by then, and tried again
+            if not devices.lacks_memory(error, self.device):
+                raise
             raise OutOfDeviceMemoryError(f"{images} images do not fit on {self.device}.") from error
 
     def _blank(self, engine: Engine, preprocessing: Preprocessing) -> Tensor:

@@ -49,3 +49,12 @@ def test_bf16_is_native_only_where_the_hardware_says_so() -> None:
     hardware = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     assert devices.native_bf16(CPU) is hardware
     assert devices.native_bf16(torch.device("meta")) is False
+
+
+def test_lack_of_memory_is_found_behind_what_it_led_to() -> None:
+    """As where a capture fails for it, and ending that capture fails in turn."""
+    error = RuntimeError("operation failed due to a previous error during capture")
+    error.__context__ = torch.OutOfMemoryError("CUDA out of memory.")
+    assert devices.lacks_memory(error, torch.device("cuda"))
+    error.__context__ = None
+    assert not devices.lacks_memory(error, torch.device("cuda"))

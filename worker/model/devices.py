@@ -1,8 +1,20 @@
-"""Which device networks run on, and what it can. Knows no networks, stores or settings."""
+"""Which device networks run on, what it can, and what its errors mean. Knows no networks, stores or settings."""
+
+from typing import Final
 
 import torch
 
 from worker.errors import UsageError
+
+NO_ROOM: Final = (
+    "unable to find an engine to execute this computation",  # cuDNN, where no plan's workspace fits
+    "CUDA error: out of memory",  # the driver, for what torch's allocator is not asked for
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # its handle takes memory, and it says no more than that there is none
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What CUDA's libraries say in a RuntimeError where memory lacks. Not all of it is certain: whatever else is wrong is
+still wrong in a smaller batch."""
 
 
 def choose(name: str) -> torch.device:
@@ -33,4 +45,19 @@ def native_bf16(device: torch.device) -> bool:
     if device.type == "cuda" and torch.cuda.is_available():
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return False
+
+
+def lacks_memory(error: BaseException, device: torch.device) -> bool:
+    """Whether `error` says that `device` has no memory left.
+
+    Or an error behind it does, for what the end of a failed capture raises hides what ended it.
+    """
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, torch.OutOfMemoryError):
+            return True
+        if device.type == "cuda" and isinstance(behind, RuntimeError) and any(said in str(behind) for said in NO_ROOM):
+            return True
+        behind = behind.__cause__ or behind.__context__
     return False

@@ -1,0 +1,63 @@
+"""The classifier where the device refuses: what is lack of memory, and what is not."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.store import colour_store
+from worker.classifier import Classifier, OutOfDeviceMemoryError
+from worker.model.devices import NO_ROOM
+from worker.model.engine import Frames
+
+BLANK = np.zeros((2, 224, 224, 3), np.uint8)
+CUDNN = "GET was unable to find an engine to execute this computation"
+
+
+class Failing:
+    """An engine that raises `error`."""
+
+    name = "cpu-fp32"
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def features(self, frames: Frames) -> Tensor:
+        """Raises."""
+        raise self._error
+
+
+def failing(folder: Path, error: Exception, device: str = "cuda") -> Classifier:
+    """A classifier whose engine raises `error`, as if it were on `device`."""
+    store = colour_store(folder)
+    classifier = Classifier(store, device="cpu", precision="fp32")
+    version = classifier.load(str(store.champion()))
+    classifier._version = replace(version, runner=Failing(error))
+    classifier.device = torch.device(device)
+    return classifier
+
+
+@pytest.mark.parametrize("said", [*NO_ROOM, CUDNN])
+def test_what_cudas_libraries_say_where_memory_lacks_is_lack_of_memory(tmp_path: Path, said: str) -> None:
+    """The batch is halved for it, where it would otherwise be each picture's own fault."""
+    classifier = failing(tmp_path, RuntimeError(f"{said} (and more)"))
+    with pytest.raises(OutOfDeviceMemoryError, match="2 images do not fit on cuda"):
+        classifier.score(BLANK)
+
+
+def test_torch_itself_says_it_on_any_device(tmp_path: Path) -> None:
+    with pytest.raises(OutOfDeviceMemoryError):
+        failing(tmp_path, torch.OutOfMemoryError("CUDA out of memory."), "cpu").score(BLANK)
+
+
+@pytest.mark.parametrize(
+    ("error", "device"),
+    [(RuntimeError(CUDNN), "cpu"), (RuntimeError("sizes do not match"), "cuda"), (ValueError(CUDNN), "cuda")],
+)
+def test_another_error_stays_what_it_is(tmp_path: Path, error: Exception, device: str) -> None:
+    with pytest.raises(type(error)) as raised:
+        failing(tmp_path, error, device).score(BLANK)
+    assert raised.value is error
