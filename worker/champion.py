@@ -5,8 +5,10 @@ A version ID goes in, a loaded classifier comes out. Knows no pictures and no qu
 
 import logging
 import threading
+import time
+from typing import Final
 
-from worker.classifier import Classifier
+from worker.classifier import Classifier, OutOfDeviceMemoryError
 from worker.errors import ModerationError, WeightsError
 from worker.metrics import Metrics
 from worker.model.reference import expected
@@ -14,7 +16,10 @@ from worker.model.weights import WeightsStore
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 1.0
+LOOK_EVERY_S: Final = 1.0
+
+PAUSE_MAX_S: Final = 60.0
+"""Between attempts at a champion that does not fit into the device's memory: each reads it whole from the store."""
 
 
 class ChampionFollower:
@@ -25,11 +30,15 @@ class ChampionFollower:
         self._classifier = classifier
         self._metrics = metrics
         self._refused: str | None = None
+        self._without_room: str | None = None
+        self._pause_s = 0.0
+        self._again_at = 0.0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="champion", daemon=True)
 
     def start(self) -> None:
-        """Loads the champion, then follows it. Raises WeightsError where there is none, or it cannot be served."""
+        """Loads the champion, then follows it. Raises WeightsError where there is none, or it cannot be served, and
+        OutOfDeviceMemoryError where it does not fit."""
         champion = self._store.champion()
         if champion is None:
             raise WeightsError(
@@ -58,19 +67,24 @@ class ChampionFollower:
         serving = self._classifier.version
         if champion is None:
             self._refuse(f"{self._store.root} names no champion any more")
-        elif serving is None or champion != serving.id:
-            self._load(champion)
-        else:
+        elif serving is not None and champion == serving.id:
             self._accept()
+        elif champion != self._without_room or time.monotonic() >= self._again_at:
+            self._load(champion)
 
     def _load(self, version_id: str) -> None:
-        version = self._classifier.load(version_id)
+        try:
+            version = self._classifier.load(version_id)
+        except OutOfDeviceMemoryError:
+            self._pause_s = min(PAUSE_MAX_S, 2 * self._pause_s) if version_id == self._without_room else LOOK_EVERY_S
+            self._without_room, self._again_at = version_id, time.monotonic() + self._pause_s
+            raise
         self._accept()
         self._metrics.serving(version.id, version.engine, expected(version.manifest.metrics))
         logger.info("serving %s with %s", version.id, version.engine)
 
     def _accept(self) -> None:
-        self._refused = None
+        self._refused = self._without_room = None
         self._metrics.champion_refused.set(0)
 
     def _refuse(self, why: str) -> None:

@@ -34,7 +34,7 @@ Probabilities = npt.NDArray[np.float32]
 
 
 class OutOfDeviceMemoryError(ModerationError):
-    """The device has no memory for a batch of this size; a smaller one may fit."""
+    """The device has no memory for a batch of this size, of which a smaller one may fit, or for a version."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,14 @@ class Classifier:
     def load(self, version_id: str) -> Version:
         """Verifies a version, brings it onto the device, tries it on a blank image, and puts it into service.
 
-        Raises WeightsError where it cannot be served; the version in service then stays.
+        Raises WeightsError where it cannot be served, and OutOfDeviceMemoryError where it does not fit beside what is
+        in memory, in the same sentence each time; the version in service then stays.
         """
-        with self._loading:
+        no_room = (
+            f"{version_id} does not fit into the memory of {self.device} beside what is there: free memory on it, or "
+            "restart this worker"
+        )
+        with self._loading, self._memory_counted(no_room):
             manifest = self._store.manifest(version_id)
             preprocessing = Preprocessing.from_json(manifest.preprocessing)
             current = self._version
@@ -195,12 +200,12 @@ class Classifier:
         return self._begin(version, frames)
 
     def _begin(self, version: Version, frames: Frames) -> Callable[[], Scores]:
-        with self._memory_counted(len(frames)), torch.inference_mode():
+        with self._images(len(frames)), torch.inference_mode():
             features = version.runner.features(frames)
             probabilities, copied = _to_host(version.head.probabilities(features))
 
         def scores() -> Scores:
-            with self._memory_counted(len(frames)):
+            with self._images(len(frames)):
                 copied()
             _check(version, probabilities)
             watcher = self.watcher
@@ -211,17 +216,22 @@ class Classifier:
         return scores
 
     @contextlib.contextmanager
-    def _memory_counted(self, images: int) -> Iterator[None]:
+    def _memory_counted(self, sentence: str) -> Iterator[None]:
+        """Lack of memory in one sentence of ours: what CUDA says of it has other numbers each time."""
         try:
             yield
-        except RuntimeError as error:  # torch has let go of its cache by then, and tried again
+        except (OutOfDeviceMemoryError, RuntimeError) as error:
+            # torch has let go of its cache by then, and tried again
             if not devices.lacks_memory(error, self.device):
                 raise
-            raise OutOfDeviceMemoryError(f"{images} images do not fit on {self.device}.") from error
+            raise OutOfDeviceMemoryError(sentence) from error
+
+    def _images(self, count: int) -> contextlib.AbstractContextManager[None]:
+        return self._memory_counted(f"{count} images do not fit on {self.device}.")
 
     def _blank(self, engine: Engine, preprocessing: Preprocessing) -> Tensor:
         """Warms an engine up: what it makes of a blank image, float32 [1, width]."""
-        with self._memory_counted(1), torch.inference_mode():
+        with self._images(1), torch.inference_mode():
             return engine.features(np.zeros((1, preprocessing.crop, preprocessing.crop, 3), np.uint8)).clone()
 
     def _tried(self, version: Version) -> Version:
