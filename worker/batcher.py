@@ -194,12 +194,18 @@ class Batcher:
         return batch
 
     def _run_between(self, wanted: _Call) -> None:
+        future, call = wanted.future, wanted.call
+        del wanted
         if self._scorer.refusing:
-            wanted.future.set_exception(refusal())
+            future.set_exception(refusal())
             return
         self._busy_since = time.monotonic()
         try:
-            wanted.future.set_result(wanted.call())
+            future.set_result(call())
         except BaseException as error:
-            wanted.future.set_exception(error)
+            future.set_exception(error)
+        finally:
+            # An error knows the calls it came through, so this one must not know who holds the error: in such a circle
+            # the engine that was called would stay until the garbage collector comes by.
+            del future, call
         self._busy_since = None

@@ -1,5 +1,7 @@
 """The batcher on a device made of numpy: who is scored together, whose fault a failure is, and the way out."""
 
+import contextlib
+import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -318,6 +320,30 @@ def test_an_idle_batcher_keeps_nothing_alive(device: Device, batcher: Batcher) -
 
     used = use()
     wait_until(lambda: [version() for version in used] == [None, None], "the versions are gone")
+
+
+def test_a_call_that_failed_keeps_nothing_alive(batcher: Batcher) -> None:
+    """Nor a garbage collection to wait for: a candidate that failed is a gigabyte on the device."""
+
+    class Engine:
+        """Stands for one that is timed."""
+
+        def fail(self) -> None:
+            """As where the device has no room."""
+            raise FloatingPointError("measured nothing")
+
+    def use() -> weakref.ref[Engine]:
+        engine = Engine()
+        with contextlib.suppress(FloatingPointError):
+            batcher.between(partial(Engine.fail, engine))
+        return weakref.ref(engine)
+
+    gc.disable()
+    try:
+        used = use()
+        wait_until(lambda: used() is None, "the engine is gone")
+    finally:
+        gc.enable()
 
 
 def test_close_finishes_the_batch_in_work_and_refuses_what_waits(device: Device) -> None:

@@ -1,9 +1,11 @@
 """Faster engines beside the work: none that lies, fails or is slow gets in, and one that may loses no batch."""
 
+import gc
 import itertools
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -201,6 +203,40 @@ def test_what_is_timed_between_batches_decides_which_is_faster(tmp_path: Path, c
 
     Tuner(bench.classifier, bench.store, bench.cache, between=between, build=bench.build).tune(bench.classifier.version)
     assert bench.serving == serves
+
+
+@pytest.mark.parametrize("fails", ["timed", "compared", "slower"])
+def test_a_candidate_that_failed_is_let_go_of_at_once(tmp_path: Path, fails: str) -> None:
+    """With no garbage collection to wait for: on a GPU it is a gigabyte of graphs and weights."""
+    bench, calls, made = Bench(tmp_path, check=60), itertools.count(), []
+    batcher = Batcher(bench.classifier.score, max_images=8)
+
+    class Failing(Fake):
+        def features(self, frames: Frames) -> Tensor:
+            fake_time.passed_s += 1 if fails == "slower" else 0
+            if next(calls) == {"timed": 1, "compared": 1 + TIMED_ROUNDS}.get(fails):
+                raise RuntimeError("it fails")
+            return super().features(frames)
+
+    def build(version: Version, precision: str) -> Engine:
+        engine = Failing(
+            replace(version, runner=version.runner._real), f"cpu-{precision}", lambda features: features, 0
+        )
+        made.append(weakref.ref(engine))
+        return engine
+
+    tuner = Tuner(
+        bench.classifier, bench.store, bench.cache, between=batcher.between, build=build,
+        on_fallback=lambda engine, reason: bench.fallbacks.append((engine, reason)),
+    )  # fmt: skip
+    gc.disable()
+    try:
+        tuner.tune(bench.classifier.version)
+        assert bench.fallbacks[-1] == ("cpu-int8", "slower" if fails == "slower" else "build_failed")
+        wait_until(lambda: [engine() for engine in made] == [None], "the candidate is gone")
+    finally:
+        gc.enable()
+        batcher.close()
 
 
 @pytest.mark.parametrize(("max_images", "timed"), [(4, 4), (64, 16)])
