@@ -162,10 +162,14 @@ class Classifier:
         return self._eager(version.manifest, self._store.read_delta(version.manifest), None, precision)
 
     def graphed(self, version: Version, precision: str, max_images: int) -> Engine:
-        """The same captured as CUDA graphs for up to `max_images`; raises what GraphedEngine does."""
+        """The same captured as CUDA graphs for up to `max_images`.
+
+        Raises OutOfDeviceMemoryError where they do not fit, and RuntimeError as GraphedEngine does.
+        """
         manifest, delta = version.manifest, self._store.read_delta(version.manifest)
-        body = self._body(manifest, delta, None, precision)
-        return GraphedEngine(body, self.device, precision, version.preprocessing, max_images)
+        with self._memory_counted(f"Graphs of {max_images} images do not fit on {self.device}."):
+            body = self._body(manifest, delta, None, precision)
+            return GraphedEngine(body, self.device, precision, version.preprocessing, max_images)
 
     def use(self, engine: Engine, version_id: str) -> bool:
         """Puts `engine` in the place of the one in service, between two batches; False where another version is in

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from worker.classifier import Classifier, Version
+from worker.classifier import Classifier, OutOfDeviceMemoryError, Version
 from worker.comparison import Candidate, Comparison
 from worker.errors import ModerationError, UnavailableError
 from worker.model import devices
@@ -38,6 +38,11 @@ TIMED_FRAMES: Final = 16
 TIMED_ROUNDS: Final = 3
 FASTER: Final = 0.95
 """A candidate must take at most this share of the time: a smaller gain is not worth its memory."""
+
+CAPTURED_MIN: Final = 8
+"""Images of the largest batch that graphs are captured for, at least, where memory lacks for more."""
+AGAIN_AFTER_S: Final = 300.0
+"""Until what lacked memory is tried again: whoever has it may have let go."""
 
 Build = Callable[[Version, str], Engine]
 
@@ -99,18 +104,27 @@ class Tuner:
         # Never higher than what the process was started with, which only root may ask for.
         os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
         tuned: str | None = None
+        again_at, emptied = math.inf, True
         while not self._stopping.wait(LOOK_EVERY_S):
             version = self._classifier.version
-            if version is None or version.id == tuned:
+            if version is None or (version.id == tuned and time.monotonic() < again_at):
+                if not emptied:  # not before `version` is what serves now, and what served is gone
+                    torch.cuda.empty_cache()
+                    emptied = True
                 continue
             try:
-                self.tune(version)
-                tuned = version.id
+                done = self.tune(version)
             except _SupersededError:
                 continue
+            tuned, again_at = version.id, math.inf if done else time.monotonic() + AGAIN_AFTER_S
+            emptied = self._classifier.device.type != "cuda"
 
-    def tune(self, version: Version) -> None:
-        """Tries what may be faster for this version, in turn; what fails is reported, never raised."""
+    def tune(self, version: Version) -> bool:
+        """Tries what may be faster for this version, in turn; what fails is reported, never raised.
+
+        False where memory lacked for one of them, which may be otherwise later.
+        """
+        done = True
         self._comparison.forget_others(version)
         for precision in self._candidates(self._serving(version)):
             name = f"{self._classifier.device.type}-{precision}"
@@ -123,7 +137,12 @@ class Tuner:
             except Exception as error:
                 # Never fatal: what serves goes on.
                 said = str(error) if isinstance(error, ModerationError) else repr(error)
-                self._fall_back(version, name, "build_failed", said)
+                if devices.lacks_memory(error, self._classifier.device):
+                    done = False
+                    self._fall_back(version, name, "no_memory", f"{said} Tried again in {AGAIN_AFTER_S:g} s.")
+                else:
+                    self._fall_back(version, name, "build_failed", said)
+        return done
 
     def _candidates(self, serving: Version) -> tuple[str, ...]:
         """Precisions to try, slow to fast; none up to one taken over from the version before (see `_accepts`)."""
@@ -165,8 +184,22 @@ class Tuner:
 
     def _build_from_cache(self, version: Version, precision: str) -> Engine:
         if self._classifier.device.type == "cuda":
-            return self._classifier.graphed(version, precision, self._max_images)
+            return self._graphs(version, precision)
         return self._cache.engine(version.manifest, version.body, precision)
+
+    def _graphs(self, version: Version, precision: str) -> Engine:
+        """For as many images at once as there is memory for; larger batches run in parts."""
+        most = self._max_images
+        while True:
+            try:
+                return self._classifier.graphed(version, precision, most)
+            except OutOfDeviceMemoryError as error:
+                if most <= CAPTURED_MIN:
+                    raise
+                logger.info("%s: %s", version.id, error)
+            # Not before the error is gone, which holds what was captured so far.
+            most = max(CAPTURED_MIN, most // 2)
+            self._check_current(version)
 
     def _faster(self, engine: Engine, serving: Engine, version: Version) -> bool:
         """Timed with no batch beside: two passes on one set of cores hold each other up at every layer, and the one
