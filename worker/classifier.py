@@ -279,6 +279,6 @@ def _to_host(probabilities: Tensor) -> tuple[Probabilities, Callable[[], None]]:
         return probabilities.numpy(), lambda: None
     host = torch.empty(probabilities.shape, dtype=probabilities.dtype, pin_memory=True)
     host.copy_(probabilities, non_blocking=True)
-    copied = torch.cuda.Event()
+    copied = torch.cuda.Event(blocking=True)  # waited for at every batch: in a loop that takes a core that decodes
     copied.record()
     return host.numpy(), copied.synchronize

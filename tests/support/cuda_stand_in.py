@@ -30,13 +30,17 @@ class Stream:
 
 
 class Event:
-    """Does nothing."""
+    """Does nothing, and is waited for only where that leaves the core to others."""
+
+    def __init__(self, blocking: bool = False) -> None:
+        self._blocking = blocking
 
     def record(self, stream: Stream | None = None) -> None:
         """There is nothing to note."""
 
     def synchronize(self) -> None:
         """There is nothing to wait for."""
+        assert self._blocking, "a thread waits in a loop, on a core that decoders need"
 
 
 @contextmanager

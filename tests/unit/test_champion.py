@@ -46,7 +46,7 @@ class Full:
     def _body_of(self, *arguments: object) -> object:
         self.asked_s.append(self.clock.now_s)
         if self.free:
-            return self._real(*arguments)  # type: ignore[arg-type]  # whatever the classifier gives
+            return self._real(*arguments)
         raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {len(self.asked_s)} MiB")
 
 

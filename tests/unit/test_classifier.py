@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support import cuda_stand_in
 from tests.support.store import colour_store
-from worker.classifier import Classifier, OutOfDeviceMemoryError
+from worker.classifier import Classifier, OutOfDeviceMemoryError, _to_host
 from worker.model.devices import NO_ROOM
 from worker.model.engine import Frames
 
@@ -61,3 +62,18 @@ def test_another_error_stays_what_it_is(tmp_path: Path, error: Exception, device
     with pytest.raises(type(error)) as raised:
         failing(tmp_path, error, device).score(BLANK)
     assert raised.value is error
+
+
+class OnCuda(Tensor):
+    """Says that it is on a GPU."""
+
+    device = torch.device("cuda")
+
+
+def test_waiting_for_scores_leaves_the_core_to_the_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in's events refuse to be waited for in a loop."""
+    cuda_stand_in.put_in_place(monkeypatch)
+    given = torch.rand(4, 3)
+    host, wait = _to_host(given.as_subclass(OnCuda))
+    wait()
+    assert (host == given.numpy()).all()

@@ -48,7 +48,7 @@ class _Slot:
         self.pinned = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         self.frames = torch.empty(shape, dtype=torch.uint8, device=device)
         self.copied = torch.cuda.Event()
-        self.free = torch.cuda.Event()
+        self.free = torch.cuda.Event(blocking=True)  # a thread that waits in a loop takes a core that decodes
 
 
 class GraphedEngine:
