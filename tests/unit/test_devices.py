@@ -1,11 +1,15 @@
 """Which device networks run on, and what it can."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from tests.support.worker import REPOSITORY
 from worker.errors import UsageError
 from worker.model import devices
 
@@ -24,11 +28,12 @@ def test_cuda_that_is_not_there_is_refused_in_a_sentence(monkeypatch: pytest.Mon
 
 @pytest.fixture
 def convolutions() -> Iterator[Any]:
-    """cuDNN's settings of them, for the whole process, put back at the end."""
+    """cuDNN's settings of them, for the whole process, put back at the end, and those of products with them."""
     settings: Any = torch.backends.cudnn.conv
-    before = settings.fp32_precision
+    before, products = settings.fp32_precision, torch.get_float32_matmul_precision()
     yield settings
     settings.fp32_precision = before
+    torch.set_float32_matmul_precision(products)
 
 
 def test_where_there_is_cuda_it_is_taken_and_float32_is_float32(
@@ -41,6 +46,24 @@ def test_where_there_is_cuda_it_is_taken_and_float32_is_float32(
     assert convolutions.fp32_precision == "tf32"
     assert devices.choose("auto") == devices.choose("cuda") == torch.device("cuda")
     assert convolutions.fp32_precision == "ieee"
+
+
+def test_products_are_float32_too_where_nvidias_images_say_otherwise() -> None:
+    """In a process of its own, for torch reads the variable once; and all its names for it agree."""
+    script = """
+import torch
+from worker.model import devices
+torch.cuda.is_available = lambda: True
+matmul = torch.backends.cuda.matmul
+before = matmul.fp32_precision
+devices.choose("cuda")
+print(before, matmul.fp32_precision, matmul.allow_tf32, torch.get_float32_matmul_precision())
+"""
+    environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    said = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.split() == ["tf32", "ieee", "False", "highest"]
 
 
 def test_bf16_is_native_only_where_the_hardware_says_so() -> None:

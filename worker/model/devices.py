@@ -28,6 +28,9 @@ def choose(name: str) -> torch.device:
         return torch.device("cpu")
     # cuDNN's own default for convolutions, TF32, keeps 10 bits of 23: no measure for what bf16 is compared with.
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # mypy sees a file, not its object
+    # cuBLAS's default is TF32 where TORCH_ALLOW_TF32_CUBLAS_OVERRIDE says so, as in NVIDIA's images. Set by this call,
+    # for matmul.fp32_precision alone leaves torch's older name for the same at odds with it, which raises when asked.
+    torch.set_float32_matmul_precision("highest")
     return torch.device("cuda")
 
 
