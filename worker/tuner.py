@@ -25,6 +25,7 @@ from worker.model import devices
 from worker.model.agreement import RULES
 from worker.model.compiled import EngineCache, EngineError
 from worker.model.engine import EagerEngine, Engine, Frames, Head
+from worker.model.graphed import GraphedEngine
 from worker.model.manifest import Manifest
 from worker.model.weights import WeightsStore
 
@@ -38,6 +39,9 @@ TIMED_FRAMES: Final = 16
 TIMED_ROUNDS: Final = 3
 FASTER: Final = 0.95
 """A candidate must take at most this share of the time: a smaller gain is not worth its memory."""
+AS_FAST: Final = 1.02
+"""The same for graphs of what serves already: their gain, copies beside the work and a thread that does no more than
+launch them, does not show in a pass that is timed alone."""
 
 CAPTURED_MIN: Final = 8
 """Images of the largest batch that graphs are captured for, at least, where memory lacks for more."""
@@ -222,7 +226,8 @@ class Tuner:
             "%s: %.1f images/s beside %s: %.1f", engine.name, count / best[engine],
             serving.name, count / best[serving],
         )  # fmt: skip
-        return best[engine] <= FASTER * best[serving]
+        same = isinstance(engine, GraphedEngine) and isinstance(serving, EagerEngine) and engine.name == serving.name
+        return best[engine] <= (AS_FAST if same else FASTER) * best[serving]
 
     def _accepts(self, engine: Engine, manifest: Manifest, head: Head) -> bool:
         """Whether the engine in service may serve a version with another last layer: judged anew, on what is kept."""

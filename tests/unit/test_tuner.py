@@ -29,7 +29,8 @@ from worker.model import engine as engines
 from worker.model import network as networks
 from worker.model.agreement import RULES, Labels
 from worker.model.compiled import EngineCache, EngineError
-from worker.model.engine import Engine, Frames, body_key
+from worker.model.engine import EagerEngine, Engine, Frames, body_key
+from worker.model.graphed import GraphedEngine
 from worker.model.preprocessing import Preprocessing
 from worker.model.weights import WeightsStore
 from worker.tuner import TIMED_ROUNDS, Tuner
@@ -205,6 +206,36 @@ def test_what_is_timed_between_batches_decides_which_is_faster(tmp_path: Path, c
 
     Tuner(bench.classifier, bench.store, bench.cache, between=between, build=bench.build).tune(bench.classifier.version)
     assert bench.serving == serves
+
+
+class FakeGraphs(Fake, GraphedEngine):
+    """What counts as graphs."""
+
+
+class FakeEager(Fake, EagerEngine):
+    """What counts as the eager engine."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "serving", "takes", "enough"),
+    [
+        (FakeGraphs, "cuda-bf16", 1.01, True),
+        (FakeGraphs, "cuda-bf16", 1.03, False),
+        (FakeGraphs, "cuda-fp32", 1.01, False),
+        (FakeGraphs, "cuda-fp32", 0.94, True),
+        (Fake, "cuda-bf16", 1.01, False),
+    ],
+)
+def test_graphs_of_what_serves_already_need_only_be_as_fast(
+    tmp_path: Path, kind: type[Fake], serving: str, takes: float, enough: bool
+) -> None:
+    """What they gain does not show in a pass alone; another precision, or another engine, must be faster there."""
+    bench = Bench(tmp_path)
+    version = bench.classifier.version
+    seconds = itertools.cycle((takes, 1.0))
+    tuner = Tuner(bench.classifier, bench.store, bench.cache, between=lambda call: call() * 0 + next(seconds))
+    engine, now = (made(version, name, lambda f: f, 0.0) for made, name in ((kind, "cuda-bf16"), (FakeEager, serving)))
+    assert tuner._faster(engine, now, version) is enough
 
 
 @pytest.mark.parametrize("fails", ["timed", "compared", "slower"])
