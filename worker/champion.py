@@ -6,11 +6,13 @@ A version ID goes in, a loaded classifier comes out. Knows no pictures and no qu
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from worker.classifier import Classifier, OutOfDeviceMemoryError
-from worker.errors import ModerationError, WeightsError
+from worker.errors import ModerationError, UnavailableError, WeightsError
 from worker.metrics import Metrics
+from worker.model import devices
 from worker.model.reference import expected
 from worker.model.weights import WeightsStore
 
@@ -23,12 +25,27 @@ PAUSE_MAX_S: Final = 60.0
 
 
 class ChampionFollower:
-    """One thread that looks at the champion file; loading happens there, beside the scoring."""
+    """One thread that looks at the champion file; loading happens there, beside the scoring.
 
-    def __init__(self, store: WeightsStore, classifier: Classifier, metrics: Metrics) -> None:
+    Args:
+        closing_s: how long a stop waits for the thread.
+        on_broken: told where the device is broken, or hangs at a stop: only a new process gets it back.
+    """
+
+    def __init__(
+        self,
+        store: WeightsStore,
+        classifier: Classifier,
+        metrics: Metrics,
+        *,
+        closing_s: float = 15.0,
+        on_broken: Callable[[BaseException], None] = lambda error: None,
+    ) -> None:
         self._store = store
         self._classifier = classifier
         self._metrics = metrics
+        self._closing_s = closing_s
+        self._on_broken = on_broken
         self._refused: str | None = None
         self._without_room: str | None = None
         self._pause_s = 0.0
@@ -49,10 +66,12 @@ class ChampionFollower:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread."""
+        """Ends the thread; one that does not end is reported to `on_broken`."""
         self._stopping.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(self._closing_s)
+        if self._thread.is_alive():
+            self._on_broken(UnavailableError(f"a champion is still being loaded {self._closing_s:g} s after the stop"))
 
     def _run(self) -> None:
         while not self._stopping.wait(LOOK_EVERY_S):
@@ -61,6 +80,9 @@ class ChampionFollower:
             except Exception as error:
                 # Never fatal: the version in service goes on, and the store may be mended.
                 self._refuse(str(error) if isinstance(error, ModerationError) else repr(error))
+                broken = devices.sticky_error(self._classifier.device) if isinstance(error, RuntimeError) else None
+                if broken is not None:  # while nothing is judged, nobody else would notice
+                    self._on_broken(broken)
 
     def _look(self) -> None:
         champion = self._store.champion()

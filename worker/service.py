@@ -41,6 +41,8 @@ STANDS_STILL_S = 60.0
 
 # With what draining takes, less than supervisors wait before they kill.
 CLOSING_S = 30.0
+# For the threads beside the work, when that is over: with all the above, still less.
+THREAD_CLOSING_S = 15.0
 
 DEVICE_BROKEN_EXIT = 70  # sysexits.h: internal software error
 
@@ -85,12 +87,14 @@ class Service:
             precision=settings.precision,
             threads=settings.torch_thread_count(on_gpu=on_gpu),
         )
-        follower = ChampionFollower(store, self._classifier, self.metrics)
+        self._on_broken = on_broken
+        follower = ChampionFollower(
+            store, self._classifier, self.metrics, closing_s=THREAD_CLOSING_S, on_broken=self._give_up
+        )
         follower.start()
         self._closers.append(follower.stop)
         self._decoders = self._start_decoders(settings, settings.decoder_count(on_gpu=on_gpu))
         self._closers.append(self._decoders.close)
-        self._on_broken = on_broken
         self._decoder_problem: str | None = None
         self._batcher = Batcher(
             self._classifier.score,
@@ -109,6 +113,8 @@ class Service:
             between=self._batcher.between,
             on_engine=lambda version: self.metrics.engine(version.id, version.engine),
             on_fallback=lambda engine, reason: self.metrics.engine_fallbacks.labels(engine, reason).inc(),
+            closing_s=THREAD_CLOSING_S,
+            on_broken=self._give_up,
         )
         tuner.start()
         # The batcher closes first and says so where a pass hangs, which the tuner may be waiting for.

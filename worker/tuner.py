@@ -66,6 +66,8 @@ class Tuner:
         build: makes an engine for a version in a precision, EngineError where it cannot; from `cache` if None.
         on_engine: told the version once another engine serves it.
         on_fallback: told (engine, reason) for each candidate that is not used, or not yet.
+        closing_s: how long a stop waits for the thread.
+        on_broken: told where the device is broken, or hangs at a stop: only a new process gets it back.
     """
 
     def __init__(
@@ -79,6 +81,8 @@ class Tuner:
         build: Build | None = None,
         on_engine: Callable[[Version], None] = lambda version: None,
         on_fallback: Callable[[str, str], None] = lambda engine, reason: None,
+        closing_s: float = 15.0,
+        on_broken: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self._classifier = classifier
         self._cache = cache
@@ -87,6 +91,8 @@ class Tuner:
         self._build = build or self._build_from_cache
         self._on_engine = on_engine
         self._on_fallback = on_fallback
+        self._closing_s = closing_s
+        self._on_broken = on_broken
         self._comparison = Comparison(classifier, store, cache, self._check_current)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tuner", daemon=True)
@@ -97,11 +103,13 @@ class Tuner:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread, and a compilation with it."""
+        """Ends the thread, and a compilation with it; one that does not end is reported to `on_broken`."""
         self._stopping.set()
         self._cache.stop()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(self._closing_s)
+        if self._thread.is_alive():
+            self._on_broken(UnavailableError(f"the tuner has not ended {self._closing_s:g} s after the stop"))
 
     def _run(self) -> None:
         thread = threading.get_native_id()  # Linux: of this thread alone
@@ -113,8 +121,8 @@ class Tuner:
             version = self._classifier.version
             if version is None or (version.id == tuned and time.monotonic() < again_at):
                 if not emptied:  # not before `version` is what serves now, and what served is gone
-                    torch.cuda.empty_cache()
                     emptied = True
+                    self._empty_cache()
                 continue
             try:
                 done = self.tune(version)
@@ -146,7 +154,20 @@ class Tuner:
                     self._fall_back(version, name, "no_memory", f"{said} Tried again in {AGAIN_AFTER_S:g} s.")
                 else:
                     self._fall_back(version, name, "build_failed", said)
+                    self._tell_if_broken(error)
         return done
+
+    def _empty_cache(self) -> None:
+        try:
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            self._tell_if_broken(error)
+
+    def _tell_if_broken(self, error: Exception) -> None:
+        """While nothing is judged, nobody else would notice."""
+        broken = devices.sticky_error(self._classifier.device) if isinstance(error, RuntimeError) else None
+        if broken is not None:
+            self._on_broken(broken)
 
     def _candidates(self, serving: Version) -> tuple[str, ...]:
         """Precisions to try, slow to fast; none up to one taken over from the version before (see `_accepts`)."""

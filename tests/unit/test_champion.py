@@ -1,6 +1,7 @@
 """The follower and a champion that does not fit into the device's memory: said once, and tried ever more rarely."""
 
 import logging
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from tests.support.store import colour_store, publish_colours
 from worker import app
 from worker.champion import ChampionFollower
 from worker.classifier import Classifier, OutOfDeviceMemoryError
+from worker.errors import WeightsError
 from worker.metrics import Metrics
 from worker.model import engine as engines
 from worker.model.weights import WeightsStore
@@ -122,3 +124,52 @@ def test_at_the_start_it_is_one_sentence_and_no_exit_of_success(
     said = capsys.readouterr().err
     assert said == f"error: {refused.value}\n"
     assert f"{follower._store.champion()} does not fit" in said
+
+
+def test_a_device_that_is_broken_is_told(tmp_path: Path, full: Full, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an error with which CUDA answers nothing any more, the process must end; after another it goes on."""
+    follower, broken = follower_of(colour_store(tmp_path)), []
+    follower._on_broken = broken.append
+
+    sticky = threading.Event()
+
+    def illegal(*arguments: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def synchronize(device: torch.device) -> None:
+        if sticky.is_set():
+            illegal()
+
+    follower._classifier.device = torch.device("cuda")
+    monkeypatch.setattr(follower._classifier, "load", illegal)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    run(follower, full, 1, monkeypatch)
+    assert broken == []
+    sticky.set()
+    run(follower, full, 1, monkeypatch)
+    assert [type(error) for error in broken] == [torch.AcceleratorError]
+
+
+def test_a_stop_does_not_wait_for_a_device_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends; no thread can be ended from outside."""
+    store = colour_store(tmp_path)
+    follower, hangs, open_again = follower_of(store), threading.Event(), threading.Event()
+    broken: list[BaseException] = []
+    follower._on_broken, follower._closing_s = broken.append, 0.1
+    follower.start()
+
+    def load(version_id: str) -> None:
+        hangs.set()
+        open_again.wait()
+        raise WeightsError("it is over")
+
+    monkeypatch.setattr(follower._classifier, "load", load)
+    publish_colours(store, sharpness=5.0, promote=True)
+    assert hangs.wait(30)
+    stopping = threading.Thread(target=follower.stop, daemon=True)
+    stopping.start()
+    stopping.join(30)
+    assert not stopping.is_alive()
+    assert [str(error) for error in broken] == ["a champion is still being loaded 0.1 s after the stop"]
+    open_again.set()
+    follower.stop()

@@ -396,6 +396,53 @@ def test_what_was_refused_for_another_reason_is_not_tried_again(on_a_gpu: Bench)
     assert on_a_gpu.fallbacks == [("cuda-bf16", "build_failed")]
 
 
+def test_a_device_that_is_broken_is_told(on_a_gpu: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error after which CUDA answers nothing any more; one that leaves the device whole is the candidate's."""
+    broken: list[BaseException] = []
+    tuner = gpu_tuner(on_a_gpu)
+    tuner._on_broken = broken.append
+
+    sticky = threading.Event()
+
+    def illegal(*arguments: object) -> Engine:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def synchronize(device: torch.device) -> None:
+        if sticky.is_set():
+            illegal()
+
+    tuner._build = illegal
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    tuner.tune(on_a_gpu.classifier.version)
+    assert broken == []
+    sticky.set()
+    tuner.tune(on_a_gpu.classifier.version)
+    assert [type(error) for error in broken] == [torch.AcceleratorError]
+
+
+def test_a_stop_does_not_wait_for_a_device_that_hangs(tmp_path: Path) -> None:
+    """The process ends; no thread can be ended from outside."""
+    bench, hangs, open_again = Bench(tmp_path, check=60), threading.Event(), threading.Event()
+    broken: list[BaseException] = []
+
+    def build(version: Version, precision: str) -> Engine:
+        hangs.set()
+        open_again.wait()
+        raise EngineError("build_failed", "it is over")
+
+    tuner = Tuner(bench.classifier, bench.store, bench.cache, build=build, closing_s=0.1, on_broken=broken.append)
+    tuner.start()
+    assert hangs.wait(30)
+    stopping = threading.Thread(target=tuner.stop, daemon=True)
+    stopping.start()
+    stopping.join(30)
+    assert not stopping.is_alive()
+    assert [str(error) for error in broken] == ["the tuner has not ended 0.1 s after the stop"]
+    open_again.set()
+    tuner.stop()
+    wait_until(lambda: not tuner._thread.is_alive(), "it ends once it can")
+
+
 def test_what_is_asked_for_serves_without_a_comparison(tmp_path: Path) -> None:
     bench = Bench(tmp_path, precision="int8")
     assert bench.serving == "cpu-fp32"

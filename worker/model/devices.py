@@ -64,3 +64,17 @@ def lacks_memory(error: BaseException, device: torch.device) -> bool:
             return True
         behind = behind.__cause__ or behind.__context__
     return False
+
+
+def sticky_error(device: torch.device) -> Exception | None:
+    """What `device` answers to all that this process asks from now on, as after an illegal access of its memory.
+
+    None where it works. Waits for what it is computing.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return error
+    return None
