@@ -17,6 +17,7 @@ from tests.support.waiting import wait_until
 from tests.support.worker import Broker
 from worker.classifier import Classifier, Scores
 from worker.decode import DecoderPool
+from worker.model import devices
 from worker.model.preprocessing import DecodeLimits, Preprocessing
 from worker.settings import Settings
 
@@ -31,6 +32,13 @@ DECODE_ROUNDS, LINE_S = 4, 10
 VGG11_FLOP = 2 * 7.61e9
 """Of one picture of 224 x 224: 7.61 G multiply-adds (torchvision's model table)."""
 MATRIX = 8192
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bf16() -> None:
+    """Of the GPU's own, which all of these are about."""
+    if not devices.native_bf16(torch.device("cuda")):
+        pytest.skip("this GPU does not multiply bf16 natively: no figure here is promised for it")
 
 
 @pytest.fixture(scope="module")
