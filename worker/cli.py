@@ -90,6 +90,9 @@ def _pin(gpu: int, configured: settings.Settings) -> None:
     mine = given.split(",") if given else [str(number) for number in range(gpu + 1)]
     if gpu >= len(mine):
         raise click.UsageError(f"CUDA_VISIBLE_DEVICES={given} has no GPU {gpu}: count from 0, or unset it.")
+    if given and configured.device != "cpu":
+        # While all of them are named still: slices of one GPU share its cores, and no longer see each other from here.
+        os.environ["MODERATION_DECODERS"] = str(configured.decoder_count(on_gpu=True))
     os.environ["CUDA_VISIBLE_DEVICES"] = mine[gpu].strip()
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi counts; CUDA itself puts the fastest first
     if configured.device == "auto":

@@ -24,5 +24,10 @@ def usable(limit: Path = CGROUP_LIMIT) -> int:
 
 
 def gpus(devices: Path = Path("/dev")) -> int:
-    """NVIDIA's GPUs that this machine or container has device files of, whichever are used; at least 1."""
-    return max(1, sum(file.name.removeprefix("nvidia").isdigit() for file in devices.glob("nvidia*")))
+    """GPUs that this machine or container has, whichever are used; at least 1.
+
+    NVIDIA's device files, or the names in CUDA_VISIBLE_DEVICES where those are more: slices of a GPU (MIG) share one.
+    """
+    files = sum(file.name.removeprefix("nvidia").isdigit() for file in devices.glob("nvidia*"))
+    names = sum(bool(name.strip()) for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","))
+    return max(1, files, names)

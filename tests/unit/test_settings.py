@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.worker import REPOSITORY
-from worker import cores, settings
+from worker import cli, cores, settings
 from worker.cores import gpus, usable
 from worker.errors import UsageError
 
@@ -164,12 +164,40 @@ def test_beside_a_gpu_the_cores_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.load().decoder_count(on_gpu=True) == settings.load().decoder_count() == 3
 
 
-def test_gpus_are_counted_by_their_device_files(tmp_path: Path) -> None:
+def test_gpus_are_counted_by_their_device_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not by what a process is pinned to; none counts as one."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert gpus(tmp_path) == 1
     for name in ("nvidia0", "nvidia1", "nvidia10", "nvidiactl", "nvidia-uvm", "nvidia-modeset", "null"):
         (tmp_path / name).touch()
     assert gpus(tmp_path) == 3
+
+
+@pytest.mark.parametrize(("names", "count"), [("", 2), ("MIG-a, MIG-b,MIG-c", 3), ("4", 2), (",", 2)])
+def test_slices_of_a_gpu_are_counted_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str, count: int
+) -> None:
+    """They share a device file; and a scheduler may give fewer GPUs than there are files of."""
+    for name in ("nvidia0", "nvidia1"):
+        (tmp_path / name).touch()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+    assert gpus(tmp_path) == count
+
+
+@pytest.mark.parametrize(("device", "asked", "decoders"), [("auto", "0", 7), ("cuda", "5", 5), ("cpu", "0", 6)])
+def test_a_worker_pinned_to_a_slice_shares_the_cores_with_the_others(
+    monkeypatch: pytest.MonkeyPatch, device: str, asked: str, decoders: int
+) -> None:
+    """Though it sees none of them once it is pinned; what was asked for stands, and a worker on the CPU has its own."""
+    monkeypatch.setattr(cores, "usable", lambda: 24)
+    for name, value in {
+        "CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b,MIG-c", "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "MODERATION_DEVICE": device, "MODERATION_DECODERS": asked, "MODERATION_METRICS_PORT": "9101",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    cli._pin(1, settings.load())
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "MIG-b"
+    assert settings.load().decoder_count(on_gpu=device != "cpu") == decoders
 
 
 def test_the_readmes_table_is_the_generated_one() -> None:
