@@ -613,21 +613,32 @@ def test_a_cache_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
     assert bench.serving == "cpu-fp32"
 
 
-def test_another_release_of_the_code_that_compiles_takes_no_engine_of_this_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("kind", "device", "names"),
+    [
+        ("COMPILING", "cpu", {"aoti", "compiler", "engine", "int8", "network"}),
+        ("CAPTURING", "cuda", {"engine", "graphed", "network"}),
+    ],
+)
+def test_another_release_of_the_code_takes_neither_engine_nor_evidence_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, device: str, names: set[str]
 ) -> None:
-    bench = Bench(tmp_path, check=60)
+    """Of what compiles or captures, of what a body is, and of how frames become its input."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    bench, where = Bench(tmp_path, check=60), torch.device(device)
     version = bench.classifier.version
-    before = bench.cache.key(version.manifest, version.body, "int8")
-    assert bench.cache.key(version.manifest, version.body, "int8") == before
-    for position, source in enumerate(compiled.COMPILING):
+    before = bench.cache.key(version.manifest, version.body, "int8", where)
+    assert bench.cache.key(version.manifest, version.body, "int8", where) == before
+    decides = getattr(compiled, kind)
+    assert {source.stem for source in decides} == names
+    for position, source in enumerate(decides):
         changed = tmp_path / source.name
         changed.write_bytes(source.read_bytes() + b"# changed\n")
-        sources = [*compiled.COMPILING]
+        sources = [*decides]
         sources[position] = changed
         with monkeypatch.context() as patched:
-            patched.setattr(compiled, "COMPILING", tuple(sources))
-            assert bench.cache.key(version.manifest, version.body, "int8") != before
+            patched.setattr(compiled, kind, tuple(sources))
+            assert bench.cache.key(version.manifest, version.body, "int8", where) != before
 
 
 def test_settings_that_this_machine_cannot_serve_are_refused_in_a_sentence(tmp_path: Path) -> None:

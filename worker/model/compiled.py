@@ -40,11 +40,15 @@ AT_ONCE_A_THREAD: Final = {"bf16": 4, "int8": 8}
 the next layer reads it: with two threads a batch of 32 takes 37.5 ms an image in bf16 at once, and 34.9 in parts of 8.
 Of much fewer, and the weights of the fully connected layers are read too often."""
 
-COMPILING: Final = tuple(Path(__file__).with_name(f"{name}.py") for name in ("aoti", "compiler", "int8"))
-"""Our own code that a library comes from: another release of it compiles anew."""
+BODIES: Final = tuple(Path(__file__).with_name(f"{name}.py") for name in ("engine", "network"))
+"""Our own code that says what a body is, how frames become its input, and what fp32 makes of them."""
 
-CAPTURING: Final = (Path(__file__).with_name("graphed.py"),)
-"""Our own code that a GPU's graphs come from: another release of it is compared anew."""
+COMPILING: Final = (*BODIES, *(Path(__file__).with_name(f"{name}.py") for name in ("aoti", "compiler", "int8")))
+"""Our own code that a library and what it is compared with come from: another release of it compiles anew. That takes
+minutes beside the work, once; a library of a network that has changed would judge in its place for good."""
+
+CAPTURING: Final = (*BODIES, Path(__file__).with_name("graphed.py"))
+"""Our own code that a GPU's graphs and what they are compared with come from: another release is compared anew."""
 
 CPU: Final = torch.device("cpu")
 
