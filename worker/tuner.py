@@ -124,6 +124,7 @@ class Tuner:
                     emptied = True
                     self._empty_cache()
                 continue
+            tuned = None  # whatever was tuned before may come back, by a rollback, without what served it then
             try:
                 done = self.tune(version)
             except _SupersededError:
@@ -144,7 +145,7 @@ class Tuner:
                 self._try(version, name, precision)
             except EngineError as error:
                 self._fall_back(version, name, error.reason, str(error))
-            except (_SupersededError, MemoryError):
+            except _SupersededError:
                 raise
             except Exception as error:
                 # Never fatal: what serves goes on.

@@ -547,6 +547,47 @@ def test_a_new_last_layer_takes_the_engine_over_without_building(tmp_path: Path)
     assert bench.classifier.load(third).engine == "cpu-fp32"
 
 
+def test_what_is_rolled_back_to_while_the_next_is_tuned_is_tuned_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes back with the eager engine, and must not stay with it because it was tuned once."""
+    monkeypatch.setattr("worker.tuner.LOOK_EVERY_S", 0.05)
+    bench = Bench(tmp_path, check=60)
+    second = publish_colours(bench.store, sharpness=5.0, ranges=True, check=bench.check)
+    building, go_on = threading.Event(), threading.Event()
+
+    def build(version: Version, precision: str) -> Engine:
+        if version.id == second:
+            building.set()
+            assert go_on.wait(30), "nobody let the second version's engine be built"
+        return bench.build(version, precision)
+
+    bench.tuner._build = build
+    bench.tuner.start()
+    wait_until(lambda: bench.serving == "cpu-int8", "the first version is tuned")
+    monkeypatch.setattr(bench.classifier, "accepts", lambda *_: False)  # as for a version on another base
+    bench.load(second)
+    assert building.wait(30), "the second version is not tuned"
+    bench.load(bench.first)
+    assert bench.serving == "cpu-fp32"
+    go_on.set()
+    wait_until(lambda: bench.serving == "cpu-int8", "the first version is tuned again")
+    bench.tuner.stop()
+
+
+@pytest.mark.parametrize("fault", [MemoryError(), torch.OutOfMemoryError("no room")])
+def test_where_memory_lacks_the_tuner_goes_on(tmp_path: Path, fault: Exception) -> None:
+    """Such a try is not the last one, and the thread does not end of it."""
+    bench = Bench(tmp_path, check=60)
+
+    def without_room(version: Version, precision: str) -> Engine:
+        raise fault
+
+    bench.tuner._build = without_room
+    assert not bench.tuner.tune(bench.classifier.version)
+    assert ("cpu-int8", "no_memory") in bench.fallbacks
+
+
 def test_another_way_of_decoding_needs_no_other_engine(tmp_path: Path) -> None:
     """What a body makes of frames hangs on their size and scale, not on how a JPEG became one."""
     bench = Bench(tmp_path)

@@ -27,7 +27,7 @@ OPTIONS: Final = (
     click.option(
         "--prevalence",
         metavar="LABEL=SHARE,…",
-        help="Shares of uploads, such as risked=0.02: the ban precision is then to be shown at them "
+        help="Shares of uploads, such as risked=0.02: the ban precision is then to be shown at them; "
         "`training` asks for the training shares [default: the champion's, else the training shares].",
     ),
     click.option(

@@ -52,13 +52,13 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def lacks_memory(error: BaseException, device: torch.device) -> bool:
-    """Whether `error` says that `device` has no memory left.
+    """Whether `error` says that `device`, or this machine, has no memory left.
 
     Or an error behind it does, for what the end of a failed capture raises hides what ended it.
     """
     behind: BaseException | None = error
     while behind is not None:
-        if isinstance(behind, torch.OutOfMemoryError):
+        if isinstance(behind, torch.OutOfMemoryError | MemoryError):
             return True
         if device.type == "cuda" and isinstance(behind, RuntimeError) and any(said in str(behind) for said in NO_ROOM):
             return True
