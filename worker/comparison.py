@@ -18,7 +18,7 @@ from worker.classifier import Classifier, Version
 from worker.evidence import Evidence
 from worker.model import check_pictures
 from worker.model.agreement import RULES, Agreement, Labels
-from worker.model.compiled import EngineCache
+from worker.model.compiled import EVIDENCE, EngineCache
 from worker.model.engine import Engine, Frames, Head
 from worker.model.manifest import Manifest
 from worker.model.weights import WeightsStore
@@ -122,14 +122,16 @@ class Comparison:
         key = (candidate.version.body, candidate.engine.name)
         if key not in self._judged:
             width = candidate.version.head.weight.shape[1]
-            self._judged[key] = Evidence.load(self._path(candidate), width)
+            path = self._path(candidate)
+            self._judged[key] = Evidence.load(path, width)
+            self._cache.used(path)
         return self._judged[key]
 
     def _path(self, candidate: Candidate) -> Path:
         self._cache.check_folder()
         version, device = candidate.version, self._classifier.device
         key = self._cache.key(version.manifest, version.body, candidate.precision, device)
-        return self._cache.folder / f"{key}.{device.type}.evidence.safetensors"
+        return self._cache.folder / f"{key}.{device.type}{EVIDENCE}"
 
 
 def _judge(candidate: Candidate, evidence: Evidence) -> Agreement:

@@ -615,6 +615,26 @@ def test_what_was_compared_is_remembered_by_the_next_process(tmp_path: Path) -> 
     assert len(Evidence.load(path, width)) == 0
 
 
+def test_only_the_last_used_files_stay_in_the_folder(tmp_path: Path) -> None:
+    """Of each kind; what a process that was killed was writing goes as well, but not what one may be writing now."""
+    bench = Bench(tmp_path, check=60)
+    bench.cache.check_folder()
+    for number in range(9):
+        for name in (f"old{number}.so", f"old{number}.cpu.evidence.safetensors", f"old{number}.cpu.evidence.7.tmp"):
+            (bench.cache.folder / name).write_bytes(b"x")
+            os.utime(bench.cache.folder / name, (1000 + number, 1000 + number))
+    (bench.cache.folder / "new.cpu.evidence.8.tmp").write_bytes(b"x")
+    bench.tuner.tune(bench.classifier.version)
+    (mine,) = bench.cache.folder.glob("tiny-*.evidence.safetensors")
+    bench.new_tuner().tune(bench.load(bench.first))
+    left = {path.name for path in bench.cache.folder.iterdir()}
+    assert left == (
+        {mine.name, "new.cpu.evidence.8.tmp"}
+        | {f"old{number}.so" for number in range(3, 9)}
+        | {f"old{number}.cpu.evidence.safetensors" for number in range(4, 9)}
+    )
+
+
 def test_evidence_is_bounded_and_counts_a_picture_once() -> None:
     evidence = Evidence()
     frames, _ = colours(30)

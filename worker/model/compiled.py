@@ -30,8 +30,12 @@ from worker.model.engine import DTYPES, Frames
 from worker.model.manifest import Manifest
 from worker.model.preprocessing import Preprocessing
 
+EVIDENCE: Final = ".evidence.safetensors"
+"""How the files end that say what engines were compared on."""
+
 KEPT: Final = 6
-"""Libraries that stay in the folder, the last used: 124 MB for VGG-11 in int8, 246 MB in bf16."""
+"""Files of a kind that stay in the folder, the last used. For VGG-11 a library is 124 MB in int8 and 246 MB in bf16,
+and what one was compared on 39 MB at most."""
 
 COMPILE_MAX_S: Final = 1800.0
 
@@ -107,11 +111,9 @@ class EngineCache:
         """The version's body in `precision`. Raises EngineError where it cannot be had."""
         self.check_folder()
         library = self.folder / f"{self.key(manifest, body, precision)}.so"
-        if library.exists():
-            os.utime(library)
-        else:
+        if not library.exists():
             self._compile(manifest, precision, library)
-        self._trim()
+        self.used(library)
         return CompiledEngine(library, precision, Preprocessing.from_json(manifest.preprocessing))
 
     def key(self, manifest: Manifest, body: str, precision: str, device: torch.device = CPU) -> str:
@@ -139,6 +141,22 @@ class EngineCache:
         mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
         if not mine or status.st_mode & 0o077:
             raise EngineError("no_cache", f"the folder {self.folder} must belong to this user alone, with mode 0700")
+
+    def used(self, file: Path) -> None:
+        """Notes that a file of the folder, if it is there, is in use, and removes those that have not been for long."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(file)
+        for ending in (".so", EVIDENCE):
+            latest = sorted(self.folder.glob(f"*{ending}"), key=_used_at, reverse=True)
+            for old in latest[KEPT:]:
+                old.unlink(missing_ok=True)
+        nobodys = time.time() - 2 * COMPILE_MAX_S  # whoever worked there was killed
+        for left in self.folder.glob(f"{HALF_DONE}*"):
+            if _used_at(left) < nobodys:
+                shutil.rmtree(left, ignore_errors=True)
+        for left in self.folder.glob("*.tmp"):
+            if _used_at(left) < nobodys:
+                left.unlink(missing_ok=True)
 
     def stop(self) -> None:
         """Ends a compilation in work; its caller gets an EngineError."""
@@ -185,14 +203,12 @@ class EngineCache:
             last = (said.strip().splitlines() or ["it said nothing"])[-1]
             raise EngineError("build_failed", f"compiling ended with exit {process.returncode}: {last}")
 
-    def _trim(self) -> None:
-        libraries = sorted(self.folder.glob("*.so"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for library in libraries[KEPT:]:
-            library.unlink(missing_ok=True)
-        for left in self.folder.glob(f"{HALF_DONE}*"):
-            with contextlib.suppress(FileNotFoundError):
-                if left.stat().st_mtime < time.time() - 2 * COMPILE_MAX_S:  # nobody works there any more
-                    shutil.rmtree(left, ignore_errors=True)
+
+def _used_at(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:  # another worker of the same folder removed it meanwhile
+        return 0.0
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
