@@ -1,8 +1,8 @@
 """Puts a faster engine into service beside the work: built, timed and compared with fp32 first, whatever is not shown
 is not used.
 
-One thread at a lower priority: version in service ─► candidates ─► build ─► faster here? ─► agrees with fp32 on the
-pictures kept with the version and, where those are too few, on what is being judged (`comparison`)? ─►
+One thread at a lower priority: version in service ─► candidates ─► build ─► faster here (`timing`)? ─► agrees with
+fp32 on the pictures kept with the version and, where those are too few, on what is being judged (`comparison`)? ─►
 `Classifier.use`. Knows no content IDs, queues or metrics.
 """
 
@@ -15,17 +15,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-import numpy as np
 import torch
 
+from worker import timing
 from worker.classifier import Classifier, OutOfDeviceMemoryError, Version
 from worker.comparison import Candidate, Comparison
 from worker.errors import ModerationError, UnavailableError
 from worker.model import devices
 from worker.model.agreement import RULES
 from worker.model.compiled import EngineCache, EngineError
-from worker.model.engine import EagerEngine, Engine, Frames, Head
-from worker.model.graphed import GraphedEngine
+from worker.model.engine import EagerEngine, Engine, Head
 from worker.model.manifest import Manifest
 from worker.model.weights import WeightsStore
 
@@ -34,14 +33,6 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY_S: Final = 0.5
 NICENESS: Final = 10
 """Of this thread and those that multiply for it: the work in service goes first."""
-
-TIMED_FRAMES: Final = 16
-TIMED_ROUNDS: Final = 3
-FASTER: Final = 0.95
-"""A candidate must take at most this share of the time: a smaller gain is not worth its memory."""
-AS_FAST: Final = 1.02
-"""The same for graphs of what serves already: their gain, copies beside the work and a thread that does no more than
-launch them, does not show in a pass that is timed alone."""
 
 CAPTURED_MIN: Final = 8
 """Images of the largest batch that graphs are captured for, at least, where memory lacks for more."""
@@ -228,28 +219,13 @@ class Tuner:
             self._check_current(version)
 
     def _faster(self, engine: Engine, serving: Engine, version: Version) -> bool:
-        """Timed with no batch beside: two passes on one set of cores hold each other up at every layer, and the one
-        of more layers, as in int8, most."""
-        crop = version.preprocessing.crop
-        count = min(TIMED_FRAMES, self._max_images)  # no more than a batch, for the work in service waits meanwhile
-        frames = np.random.default_rng(0).integers(0, 256, (count, crop, crop, 3), np.uint8)
-        best = {engine: math.inf, serving: math.inf}
-        for timed in best:
-            _seconds(timed, frames)  # sets up kernels, and may take longer than a batch
-            self._check_current(version)
-        for _ in range(TIMED_ROUNDS):  # in turn, so that load hits both
-            for timed in best:
-                try:
-                    best[timed] = min(best[timed], self._between(partial(_seconds, timed, frames)))
-                except UnavailableError:
-                    raise _SupersededError from None
-                self._check_current(version)
-        logger.info(
-            "%s: %.1f images/s beside %s: %.1f", engine.name, count / best[engine],
-            serving.name, count / best[serving],
-        )  # fmt: skip
-        same = isinstance(engine, GraphedEngine) and isinstance(serving, EagerEngine) and engine.name == serving.name
-        return best[engine] <= (AS_FAST if same else FASTER) * best[serving]
+        check, crop = partial(self._check_current, version), version.preprocessing.crop
+        try:
+            return timing.is_faster(
+                engine, serving, crop=crop, max_images=self._max_images, between=self._between, check=check
+            )
+        except UnavailableError:
+            raise _SupersededError from None
 
     def _accepts(self, engine: Engine, manifest: Manifest, head: Head) -> bool:
         """Whether the engine in service may serve a version with another last layer: judged anew, on what is kept."""
@@ -276,10 +252,3 @@ class Tuner:
         serving = self._classifier.version
         if self._stopping.is_set() or serving is None or serving.id != version.id:
             raise _SupersededError
-
-
-def _seconds(engine: Engine, frames: Frames) -> float:
-    with torch.inference_mode():
-        started = time.perf_counter()
-        engine.features(frames).cpu()
-        return time.perf_counter() - started

@@ -33,7 +33,8 @@ from worker.model.engine import EagerEngine, Engine, Frames, body_key
 from worker.model.graphed import GraphedEngine
 from worker.model.preprocessing import Preprocessing
 from worker.model.weights import WeightsStore
-from worker.tuner import TIMED_ROUNDS, Tuner
+from worker.timing import TIMED_ROUNDS
+from worker.tuner import Tuner
 
 CPU = torch.device("cpu")
 PACE_S = {"cpu-bf16": 0.002, "cpu-int8": 0.001}
@@ -135,8 +136,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for precision in ("bf16", "int8"):
         monkeypatch.setitem(RULES, precision, replace(RULES[precision], pictures_min=60))
     monkeypatch.setattr(devices, "native_bf16", lambda device: False)
-    measured = SimpleNamespace(perf_counter=lambda: fake_time.passed_s, monotonic=time.monotonic)
-    monkeypatch.setattr("worker.tuner.time", measured)
+    measured = SimpleNamespace(perf_counter=lambda: fake_time.passed_s)
+    monkeypatch.setattr("worker.timing.time", measured)
 
 
 def test_an_engine_that_agrees_on_the_pictures_kept_with_the_version_serves(tmp_path: Path) -> None:
