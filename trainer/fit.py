@@ -11,24 +11,22 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from trainer import asked, assess, calibrate, dataset, engines, explain, maps, operating, prepare, recipes, release
+from trainer import assess, calibrate, dataset, engines, explain, maps, operating, prepare, recipes, release
 from trainer.arrays import DoubleArray, FloatArray
-from trainer.asked import Asked
-from trainer.bases import CHAMPION, load_base, warn_of_trial
-from trainer.cache import MAX_BYTES, FeatureCache
+from trainer.cache import FeatureCache
 from trainer.calibrate import Calibration
 from trainer.evaluate import count, decisive, log_loss
 from trainer.features import computer
 from trainer.frozen import FrozenPart
 from trainer.outcomes import FILE as OUTCOMES_FILE
+from trainer.plan import Plan, asked_of, base_of, preprocessing_of
 from trainer.prepare import FeatureParts, Parts
 from trainer.progress import Reporter
 from trainer.recipes import FittedHead
@@ -36,18 +34,13 @@ from trainer.report import FILE as REPORT_FILE
 from trainer.shapley import Head
 from trainer.tables import Tables
 from worker.decode import DecoderPool
-from worker.errors import UsageError, WeightsError
 from worker.model import devices
 from worker.model import network as networks
-from worker.model.manifest import BaseRef, Manifest, ManifestDraft, identity
+from worker.model.manifest import Manifest, ManifestDraft, identity
 from worker.model.network import Network
 from worker.model.preprocessing import DecodeLimits, Preprocessing
 from worker.model.tensors import state_dict, tensors_digest
 from worker.model.weights import WeightsStore
-
-Recipe = Literal["article", "default"]
-
-Prepares = Literal["champion", "default"]
 
 DECODE_TIMEOUT_S: Final = 8.0
 """Seconds one picture may take to decode, as in the worker."""
@@ -56,38 +49,6 @@ DECODE_MEMORY_BYTES: Final = 1536 * 2**20
 """Memory one picture may take to decode, as in the worker."""
 
 DECODERS_MAX: Final = 8
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run is asked for. `base` is `imagenet`, `champion`, `random:SEED` or a file's path; `epochs` is the
-    article's; `asked` says what thresholds are fitted for; `explained` is how many test pictures the report has Shapley
-    maps of; `preprocessing` says whether pictures are prepared as the champion does, where there is one of this
-    network, or as this release does by default.
-
-    `cache` is the folder that keeps features and takes large tables; with None nothing is kept, and all is in memory.
-    """
-
-    train: Path
-    test: Path
-    by: str
-    base: str = "imagenet"
-    recipe: Recipe = "default"
-    epochs: int = recipes.ARTICLE_EPOCHS
-    ban_threshold: float | None = None
-    asked: Asked = field(default_factory=Asked)
-    network: str = "vgg11"
-    device: str = "auto"
-    cache: Path | None = None
-    cache_max_bytes: int = MAX_BYTES
-    explained: int = 0
-    preprocessing: Prepares = "champion"
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise UsageError(f"{self.epochs} epochs fit nothing: give 1 or more.")
-        if self.ban_threshold is not None:
-            calibrate.check_ban_threshold(self.ban_threshold)
 
 
 def fit(
@@ -105,9 +66,9 @@ def fit(
         parent = store.champion()  # read first: a damaged store is found out before the work, not after it
         parts = parts or prepare.gather(plan.train, plan.test, reporter)
         network = networks.get(plan.network)
-        base, source, kept = _base(plan, store, parent, network, reporter)
-        plan = replace(plan, asked=_asked(plan, store, parent, reporter))
-        preprocessing = _preprocessing(plan, store, parent)
+        base, source, kept = base_of(plan, store, parent, network, reporter)
+        plan = replace(plan, asked=asked_of(plan, store, parent, reporter))
+        preprocessing = preprocessing_of(plan, store, parent)
         frozen = FrozenPart(network, base, preprocessing, device, Tables(plan.cache))
         with open_cache(plan, frozen, reporter) as cache, decoder_pool(preprocessing) as decoders:
             features = prepare.compute_all(parts, computer(frozen, decoders, reporter, cache), reporter)
@@ -160,41 +121,6 @@ def fit(
     accuracy = manifest.metrics["test"]["accuracy"]
     reporter.say(f"{done} {manifest.id} as {role}: test accuracy {accuracy:.3f}.")
     return manifest
-
-
-def _base(
-    plan: Plan, store: WeightsStore, champion: str | None, network: Network, reporter: Reporter
-) -> tuple[dict[str, Tensor], str, BaseRef | None]:
-    """The tensors to start from, where they come from, and what the store has of them already."""
-    if plan.base != CHAMPION:
-        return *load_base(plan.base, network, reporter), None
-    manifest = None if champion is None else store.manifest(champion)
-    if manifest is None or manifest.network != plan.network:
-        return *load_base("imagenet", network, reporter), None
-    warn_of_trial(manifest.base.source, reporter)
-    try:
-        tensors = store.read_base(manifest.base.sha256, manifest.base.bytes)
-    except WeightsError as error:
-        raise WeightsError(f"The champion's base cannot be had: {error}; or name another with --base.") from error
-    return tensors, manifest.base.source, manifest.base
-
-
-def _preprocessing(plan: Plan, store: WeightsStore, champion: str | None) -> Preprocessing:
-    """As `Plan.preprocessing` says: running workers refuse a version that prepares pictures in another way than the
-    one in service, and the gate can then pair its verdicts with the champion's of that time only."""
-    if champion is None or plan.preprocessing == "default":
-        return Preprocessing()
-    manifest = store.manifest(champion)
-    same_network = manifest.network == plan.network
-    return Preprocessing.from_json(manifest.preprocessing) if same_network else Preprocessing()
-
-
-def _asked(plan: Plan, store: WeightsStore, champion: str | None, reporter: Reporter) -> Asked:
-    """What thresholds are fitted for: as planned, else as the champion's were, where it is of this network."""
-    manifest = None if champion is None else store.manifest(champion)
-    if manifest is not None and manifest.network != plan.network:
-        manifest = None
-    return asked.completed(plan.asked, manifest, reporter.say, threshold_given=plan.ban_threshold is not None)
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from typing import Final
 from trainer import collect, dataset, gate, ledger, locks, prepare, release
 from trainer.collect import Collector, Fetches
 from trainer.errors import DataError, OvertakenError, RefusedError
-from trainer.fit import Plan, decoder_pool, fit
+from trainer.fit import decoder_pool, fit
 from trainer.ledger import Decision, Fitted
+from trainer.plan import Plan
 from trainer.prepare import Parts
 from trainer.progress import Reporter
 from trainer.retrain_metrics import Record

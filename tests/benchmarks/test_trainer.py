@@ -29,8 +29,8 @@ from trainer.bases import random_base
 from trainer.cache import FeatureCache
 from trainer.dataset import Picture
 from trainer.features import computer
-from trainer.fit import Plan
 from trainer.frozen import FrozenPart
+from trainer.plan import Plan
 from trainer.progress import Reporter
 from worker.model import network as networks
 from worker.model.labels import LABELS

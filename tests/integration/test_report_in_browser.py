@@ -10,7 +10,8 @@ from PIL import Image
 
 from tests.support.browser import Page, chromium
 from tests.tiny_network import TINY
-from trainer.fit import Plan, fit
+from trainer.fit import fit
+from trainer.plan import Plan
 from trainer.progress import Reporter
 from worker.model import network as networks
 from worker.model.labels import LABELS

@@ -20,7 +20,7 @@ from PIL import Image
 from tests.support.worker import Broker
 from tests.tiny_network import TINY
 from trainer.asked import Asked
-from trainer.fit import Plan
+from trainer.plan import Plan
 from trainer.progress import Reporter
 from trainer.retrain import Job, retrain
 from trainer.retrain_metrics import reported

@@ -20,7 +20,8 @@ from trainer.cli import run
 from trainer.commands.fit import fit as fit_command
 from trainer.commands.retrain import retrain
 from trainer.errors import DataError, LockedError
-from trainer.fit import Plan, fit
+from trainer.fit import fit
+from trainer.plan import Plan
 from trainer.progress import Reporter
 from worker.errors import UsageError, WeightsError
 from worker.model import network as networks

@@ -11,7 +11,7 @@ from trainer.settings import Settings, cache_folder
 from worker.errors import UsageError
 
 if TYPE_CHECKING:
-    from trainer.fit import Plan
+    from trainer.plan import Plan
     from trainer.progress import Reporter
 
 OPTIONS: Final = (
@@ -103,7 +103,7 @@ def plan_of(
     """The plan for these folders. Raises UsageError for what cannot be meant."""
     from trainer import release
     from trainer.asked import Asked
-    from trainer.fit import Plan
+    from trainer.plan import Plan
     from trainer.recipes import ARTICLE_EPOCHS
 
     if epochs is not None and recipe != "article":
