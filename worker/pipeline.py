@@ -161,9 +161,7 @@ class Pipeline:
             return
         let_go = partial(self._fetchers.let_go, len(data))
         try:
-            # None of an empty object, which an upload that is not there yet leaves: a person's decision on one would
-            # else be in force for every other, as for the same picture.
-            item.content_sha256 = hashlib.sha256(data).hexdigest() if data else None
+            item.content_sha256 = hashlib.sha256(data).hexdigest()
             self._metrics.stage.labels("fetch").observe(seconds)
             item.stage_started = time.monotonic()
             decoding = self._decoders.submit(data)

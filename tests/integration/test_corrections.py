@@ -56,11 +56,18 @@ def test_a_correction_takes_effect_at_once_and_stands(busy_place: Place) -> None
 def test_a_decision_on_an_empty_object_is_about_no_bytes(busy_place: Place, label: Label) -> None:
     """An upload that was not there yet: what a person says of the picture is not said of everybody's empty object."""
     early, other = busy_place.add(b""), busy_place.add(b"")
-    assert busy_place.judge(early)[early].content_sha256 is None
+    assert busy_place.judge(early)[early].reasons == ("unreadable",)
     busy_place.client.correct(early, label, by="ann")
     wait_for_label(busy_place, early, label)
     found = busy_place.judge(other)[other]
     assert (found.status, found.reasons, found.ban, found.review) == ("undecided", ("unreadable",), False, True)
+    # Then the upload arrives. The person's word stands for its content ID, and for no one else's same picture.
+    comes = picture("not_suitable")
+    (busy_place.content / early).write_bytes(comes)
+    rescan(busy_place, early)
+    assert busy_place.client.verdict(early).label == label
+    twin = busy_place.add(comes)
+    assert (busy_place.judge(twin)[twin].label, busy_place.judge(twin)[twin].reasons) == ("not_suitable", ())
 
 
 def test_a_later_correction_wins(busy_place: Place) -> None:

@@ -25,7 +25,6 @@ if digest == '' and own and type(own.content_sha256) == 'string' and string.matc
   digest = own.content_sha256 -- seen since the decision before this one, which changed no verdict
 end
 local decision = digest ~= '' and of_these_bytes(ARGV[10], digest) or ARGV[10]
-local same = persons_decision(KEYS[5], digest)
 -- A script is not rolled back: what can fail comes first, so that a correction that fails is asked for again.
 for i = 4, 6 do
   redis.call('HLEN', KEYS[i])
@@ -34,9 +33,7 @@ local now = take_effect(KEYS[2], KEYS[3], ARGV[5], clock(), standing, {
   content_id = ARGV[3], document = ARGV[4], status = 'decided', label = ARGV[7], flags = ARGV[8], placement = ARGV[9],
 })
 redis.call('HSET', KEYS[4], ARGV[3], decision)
-if digest ~= '' and (not same or later(ARGV[2], same.entry)) then
-  redis.call('HSET', KEYS[5], digest, decision)
-end
+keep_on_bytes(KEYS[5], digest, decision, ARGV[2])
 redis.call('HDEL', KEYS[6], ARGV[3])
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 return {'published', now}

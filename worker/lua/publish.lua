@@ -90,14 +90,12 @@ local function publish(stream, verdict, alone, answered, v)
     return {'overruled', 0, unpack(person or {'', '', ''})}
   end
   if person and person[3] == 'human' and v.digest ~= '' then
-    local own, same = persons_decision(OVERRIDES, v.content_id), persons_decision(KNOWN, v.digest)
+    local own = persons_decision(OVERRIDES, v.content_id)
     -- Only the first bytes seen: a person did not decide on what was put in their place under the same content ID.
     if not own.content_sha256 then
       local decision = of_these_bytes(redis.call('HGET', OVERRIDES, v.content_id), v.digest)
       redis.call('HSET', OVERRIDES, v.content_id, decision)
-      if not same or later(person[2], same.entry) then
-        redis.call('HSET', KNOWN, v.digest, decision)
-      end
+      keep_on_bytes(KNOWN, v.digest, decision, person[2])
     end
   end
 

@@ -43,6 +43,9 @@ local function standing_verdict(key)
 end
 
 local LABELS = {approved = true, not_suitable = true, risked = true}
+-- The SHA-256 of an empty object: an upload that is not there yet. What a person says of one is no word on all others,
+-- nor on what comes in its place; so its digest is kept with the decision, and not as that of known content.
+local OF_NOTHING = 'e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855'
 
 local function later(a, b)
   -- Whether stream entry ID a comes after b.
@@ -63,6 +66,19 @@ local function persons_decision(key, field)
     and value or nil
 end
 
+local function decision_on_bytes(known, digest)
+  -- A person's decision on these bytes, under whatever content ID, or nil.
+  return digest ~= OF_NOTHING and persons_decision(known, digest) or nil
+end
+
+local function keep_on_bytes(known, digest, decision, entry)
+  -- Unless a later one is kept.
+  local same = decision_on_bytes(known, digest)
+  if digest ~= '' and digest ~= OF_NOTHING and (not same or later(entry, same.entry)) then
+    redis.call('HSET', known, digest, decision)
+  end
+end
+
 local function of_these_bytes(decision, digest)
   -- A person's decision as it is kept, with the bytes that it was made on.
   return string.sub(decision, 1, -2) .. ',"content_sha256":"' .. digest .. '"}'
@@ -74,7 +90,7 @@ local function decision_in_force(overrides, content_id, known, digest)
   if own then
     return {own.label, own.entry, 'human'}
   end
-  local same = persons_decision(known, digest)
+  local same = decision_on_bytes(known, digest)
   return same and {same.label, same.entry, 'known_content'} or nil
 end
 
