@@ -118,7 +118,10 @@ class Collector:
         with self._open_decoders() as decoders:
             try:
                 if kept.waiting:
-                    kept, _ = self._block(decoders, kept, kept.waiting, results, left, late=True)
+                    kept, fault = self._block(decoders, kept, kept.waiting, results, left, late=True)
+                    # A fault of these few alone must not keep the others from being collected, run after run.
+                    if fault and any(decision.kept_back == "not_found" for decision in kept.waiting):
+                        raise UnavailableError(fault)
                 while block:
                     kept = kept.model_copy(update={"cursor": block[-1].correction})
                     kept, fault = self._block(decoders, kept, block, results, left)
@@ -140,8 +143,8 @@ class Collector:
     ) -> tuple[Ledger, str]:
         """All of a block on disk, then its ledger. Also the fault of the content store where every fetch met it.
 
-        `late` decisions have waited for this attempt: what is gone or crashes a decoder now is left out for good. They
-        may be older than what is in the set, so they label no bytes under another ID.
+        `late` decisions have waited for this attempt. They may be older than what is in the set, so they label no bytes
+        under another ID.
         """
         latest: dict[str, Decision] = {}
         for decision in block:
@@ -156,14 +159,14 @@ class Collector:
         fault, empty = _fault_of(made)
         placed: list[Decision] = []
         for decision, became in zip(latest.values(), made, strict=True):
-            result = _result(became, tried_again=late, empty=empty)
+            result = _result(became, decision, empty=empty)
             results[result] += 1
             if isinstance(became, LeftOut):
                 left.setdefault(result, []).append(decision.content_id)
             else:
                 placed.append(decision)
-            if result == "waiting":
-                waiting[decision.content_id] = decision
+            if result == "waiting" and isinstance(became, LeftOut):
+                waiting[decision.content_id] = decision.model_copy(update={"kept_back": became.reason})
         if not late and (agreed := sum(self._spots.label_same_bytes(one.content_id, one.label) for one in placed)):
             self._reporter.say(f"{agreed} pictures hold the same bytes as one decided on later and take its label.")
         ledger.note_left_out(self._data, [became for became in made if isinstance(became, LeftOut)])
@@ -208,11 +211,15 @@ class Collector:
             )
 
 
-def _result(became: Result | LeftOut, *, tried_again: bool, empty: bool) -> Result:
-    """What is counted of it; `empty` says that the content store had none of the block's pictures."""
+def _result(became: Result | LeftOut, decision: Decision, *, empty: bool) -> Result:
+    """What is counted of it; `empty` says that the content store had none of the block's pictures.
+
+    Left out for good is what met the same fault twice: a store that did not answer says nothing of what it has.
+    """
     if not isinstance(became, LeftOut):
         return became
-    if not tried_again and (became.reason in _TRIED_TWICE or (empty and became.reason == "not_found")):
+    may_pass = became.reason in _TRIED_TWICE or (empty and became.reason == "not_found")
+    if may_pass and decision.kept_back != became.reason:
         return "waiting"
     return _OF_REASON.get(became.reason, "unusable")
 

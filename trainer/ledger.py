@@ -28,7 +28,10 @@ START: Final = "0"
 
 
 class Decision(BaseModel):
-    """A person's decision: the label of a content ID, by the entry `correction`; `sha256` is of the bytes judged."""
+    """A person's decision: the label of a content ID, by the entry `correction`; `sha256` is of the bytes judged.
+
+    Of one that waits, `kept_back` says for which reason.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,6 +39,7 @@ class Decision(BaseModel):
     content_id: str = Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")
     label: Literal["approved", "not_suitable", "risked"]
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    kept_back: str | None = None
 
 
 class Fitted(BaseModel):

@@ -280,6 +280,22 @@ def test_what_is_gone_at_the_second_attempt_is_left_out(scene: Scene) -> None:
     assert scene.collect() == {}
 
 
+def test_a_store_that_failed_and_then_has_nothing_is_asked_once_more(scene: Scene) -> None:
+    """What could not be fetched was never not found; and that the store has nothing is told, late or not."""
+    ids = [f"id{number}" for number in range(EMPTY_FROM)]
+    for content_id in ids:
+        scene.decide(content_id, "approved", b"")
+        (scene.content / content_id).symlink_to(content_id)
+    with pytest.raises(UnavailableError, match="failed for each picture"):
+        scene.collect()
+    for content_id in ids:
+        (scene.content / content_id).unlink()
+    with pytest.raises(UnavailableError, match="none of 20 pictures"):
+        scene.collect()
+    assert [decision.content_id for decision in ledger.read(scene.data).waiting] == ids
+    assert scene.collect() == {"gone": EMPTY_FROM}
+
+
 @pytest.mark.parametrize(
     ("missing", "there", "became"),
     [(EMPTY_FROM - 1, 0, {"gone": EMPTY_FROM - 1}), (EMPTY_FROM, 1, {"gone": EMPTY_FROM, "added": 1})],

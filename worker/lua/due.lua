@@ -32,7 +32,7 @@ local function sort(members)
   end
 end
 sort(redis.call('ZRANGEBYSCORE', RETRY, first, last, 'LIMIT', 0, MOST))
-if number > MOST then
+if number > MOST and #uploads < MOST then
   -- Uploads may stand behind more backfill than one script may go through: each look is at another part. From the end,
   -- for what leaves at the front in between would otherwise push some past the border between two parts unseen.
   local part = tonumber(LOOK) % math.ceil(number / MORE)
