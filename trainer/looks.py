@@ -45,8 +45,9 @@ def look(frame: Frames) -> Frames:
 def nearest_known(looks: Frames, known: Frames) -> IntArray:
     """For each of `looks` [N, LOOK_BYTES] the index of one of `known` [M, LOOK_BYTES] that looks the same, else -1."""
     found = np.full(len(looks), -1, np.int64)
+    signs = _signs(known)
     for start in range(0, len(looks) if len(known) else 0, LOOKS_AT_ONCE):
-        mine, theirs = _same(looks[start : start + LOOKS_AT_ONCE], known)
+        mine, theirs = _same(looks[start : start + LOOKS_AT_ONCE], known, signs)
         found[start + mine] = theirs
     return found
 
@@ -54,9 +55,10 @@ def nearest_known(looks: Frames, known: Frames) -> IntArray:
 def repeated(looks: Frames) -> BoolArray:
     """Which of `looks` [N, LOOK_BYTES] look the same as one before them, bool [N]."""
     result = np.zeros(len(looks), np.bool_)
+    signs = _signs(looks)
     for start in range(0, len(looks), LOOKS_AT_ONCE):
         end = min(start + LOOKS_AT_ONCE, len(looks))
-        mine, theirs = _same(looks[start:end], looks[:end])
+        mine, theirs = _same(looks[start:end], looks[:end], signs[:end])
         result[start + mine[theirs < start + mine]] = True
     return result
 
@@ -66,10 +68,10 @@ def _signs(looks: Frames) -> FloatArray:
     return bits.astype(np.float32) * np.float32(2) - np.float32(1)
 
 
-def _same(looks: Frames, known: Frames) -> tuple[IntArray, IntArray]:
+def _same(looks: Frames, known: Frames, known_signs: FloatArray) -> tuple[IntArray, IntArray]:
     """Rows of `looks`, of which there are LOOKS_AT_ONCE at most, and of `known` that look the same, pair by pair."""
     # Of vectors of +1 and -1 the product is 256 less twice the number of differing bits.
-    mine, theirs = np.nonzero(_signs(looks) @ _signs(known).T >= HASH_SIDE**2 - 2 * HASH_DISTANCE_MAX)
+    mine, theirs = np.nonzero(_signs(looks) @ known_signs.T >= HASH_SIDE**2 - 2 * HASH_DISTANCE_MAX)
     same = _same_colours(looks, mine, known, theirs)
     return mine[same], theirs[same]
 

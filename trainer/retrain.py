@@ -69,9 +69,10 @@ def retrain(
             }
         known = ledger.read(job.data).fitted
         if known is not None and _is_done(known, parts, store) and not job.always:
-            _nothing_new(known, store, reporter, record)
-            return store.champion()
-        return _fit_and_release(job, parts, store, reporter, record)
+            _nothing_new(job, known, store, reporter, record)
+        else:
+            _fit_and_release(job, parts, store, reporter, record)
+        return store.champion()
 
 
 def _is_done(known: Fitted, parts: Parts, store: WeightsStore) -> bool:
@@ -79,38 +80,42 @@ def _is_done(known: Fitted, parts: Parts, store: WeightsStore) -> bool:
     return same and known.version in store.versions()
 
 
-def _nothing_new(known: Fitted, store: WeightsStore, reporter: Reporter, record: Record) -> None:
-    """Says so. Raises RefusedError as long as what was refused still waits for a person: a success would resolve the
-    alert on it before anybody has looked."""
-    if known.refused is not None and store.challenger() == known.version:
-        record.outcome = "refused"
-        raise RefusedError(f"Nothing is new since the challenger {known.version}, and this stands: {known.refused}")
+def _nothing_new(job: Job, known: Fitted, store: WeightsStore, reporter: Reporter, record: Record) -> None:
+    """Says so, and asks again for what was refused and still is the challenger: a success would resolve the alert on
+    it before anybody has looked, and what stood against it may be gone, such as a rollback or the champion of then."""
     reporter.say(f"Nothing is new since {known.version}: no version is fitted; --always fits all the same.")
-    record.outcome = "nothing_new"
+    if known.refused is not None and store.challenger() == known.version:
+        _release(job, known.model_copy(update={"refused": None}), store, reporter, record)
+    else:
+        record.outcome = "nothing_new"
 
 
-def _fit_and_release(job: Job, parts: Parts, store: WeightsStore, reporter: Reporter, record: Record) -> str | None:
+def _fit_and_release(job: Job, parts: Parts, store: WeightsStore, reporter: Reporter, record: Record) -> None:
     before = store.champion()
     with record.step("fit"):
         version = fit(job.plan, store, reporter, parts=parts, locked=True).id
     done = _fitted(version, parts)
+    if version != before:
+        _release(job, done, store, reporter, record)
+        return
+    reporter.say(f"The pictures make {version} again, which is in service already.")
+    record.outcome = "nothing_new"
+    _save(job.data, done)
+
+
+def _release(job: Job, done: Fitted, store: WeightsStore, reporter: Reporter, record: Record) -> None:
     with record.step("gate"):
-        if version == before:
-            reporter.say(f"The pictures make {version} again, which is in service already.")
-            record.outcome = "nothing_new"
-        else:
-            try:
-                _put_into_service(job, store, version, reporter)
-            except OvertakenError:  # by a person, most likely; nothing is done, so the next run compares again
-                record.outcome = "refused"
-                raise
-            except RefusedError as error:
-                _save(job.data, done.model_copy(update={"refused": str(error)}))
-                record.outcome = "refused"
-                raise
-            record.outcome = "promoted"
+        try:
+            _put_into_service(job, store, done.version, reporter)
+        except OvertakenError:  # by a person, most likely; nothing is done, so the next run compares again
+            record.outcome = "refused"
+            raise
+        except RefusedError as error:
+            _save(job.data, done.model_copy(update={"refused": str(error)}))
+            record.outcome = "refused"
+            raise
+        record.outcome = "promoted"
         _save(job.data, done)
-    return store.champion()
 
 
 def _put_into_service(job: Job, store: WeightsStore, version: str, reporter: Reporter) -> None:

@@ -80,7 +80,8 @@ class ChampionFollower:
             except Exception as error:
                 # Never fatal: the version in service goes on, and the store may be mended.
                 self._refuse(str(error) if isinstance(error, ModerationError) else repr(error))
-                broken = devices.sticky_error(self._classifier.device) if isinstance(error, RuntimeError) else None
+                of_the_device = isinstance(error, RuntimeError | OutOfDeviceMemoryError)
+                broken = devices.sticky_error(self._classifier.device) if of_the_device else None
                 if broken is not None:  # while nothing is judged, nobody else would notice
                     self._on_broken(broken)
 

@@ -99,7 +99,8 @@ class FetchPool:
             self._queue.put(None)
 
     def _run(self) -> None:
-        while (fetch := self._queue.get()) is not None:
+        # What still waits at a close is nobody's any more, and stands before the word to end.
+        while (fetch := self._queue.get()) is not None and not self._closing:
             self._serve(fetch)
             self._wait_for_room()  # before the next is taken: what is in the queue neither runs nor hangs
 

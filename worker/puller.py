@@ -117,6 +117,7 @@ class Puller:
         if marked is not None:
             with contextlib.suppress(ModerationError):
                 self._intake.unmark_alone(marked)
+            self._alone = self._marking = None  # nor is it the device's death, should this stop end in one
         try:
             self._intake.give_back(rest)
         except ModerationError:

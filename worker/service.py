@@ -42,7 +42,7 @@ STANDS_STILL_S = 60.0
 # With what draining takes, less than supervisors wait before they kill.
 CLOSING_S = 30.0
 # For the threads beside the work, when that is over: with all the above, still less.
-THREAD_CLOSING_S = 15.0
+THREAD_CLOSING_S = 8.0
 
 DEVICE_BROKEN_EXIT = 70  # sysexits.h: internal software error
 

@@ -37,7 +37,8 @@ NICENESS: Final = 10
 CAPTURED_MIN: Final = 8
 """Images of the largest batch that graphs are captured for, at least, where memory lacks for more."""
 AGAIN_AFTER_S: Final = 300.0
-"""Until what lacked memory is tried again: whoever has it may have let go."""
+"""Until what lacked memory is tried again, at first: whoever has it may have let go."""
+AGAIN_MAX_S: Final = 3600.0
 
 Build = Callable[[Version, str], Engine]
 
@@ -107,7 +108,7 @@ class Tuner:
         # Never higher than what the process was started with, which only root may ask for.
         os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
         tuned: str | None = None
-        again_at, emptied = math.inf, True
+        again_at, pause_s, emptied = math.inf, AGAIN_AFTER_S, True
         while not self._stopping.wait(LOOK_EVERY_S):
             version = self._classifier.version
             if version is None or (version.id == tuned and time.monotonic() < again_at):
@@ -120,7 +121,8 @@ class Tuner:
                 done = self.tune(version)
             except _SupersededError:
                 continue
-            tuned, again_at = version.id, math.inf if done else time.monotonic() + AGAIN_AFTER_S
+            tuned, again_at = version.id, math.inf if done else time.monotonic() + pause_s
+            pause_s = AGAIN_AFTER_S if done else min(2 * pause_s, AGAIN_MAX_S)  # each try takes the device to its limit
             emptied = self._classifier.device.type != "cuda"
 
     def tune(self, version: Version) -> bool:
@@ -141,23 +143,21 @@ class Tuner:
             except Exception as error:
                 # Never fatal: what serves goes on.
                 said = str(error) if isinstance(error, ModerationError) else repr(error)
-                if devices.lacks_memory(error, self._classifier.device):
-                    done = False
-                    self._fall_back(version, name, "no_memory", f"{said} Tried again in {AGAIN_AFTER_S:g} s.")
-                else:
-                    self._fall_back(version, name, "build_failed", said)
-                    self._tell_if_broken(error)
+                lacks_memory = devices.lacks_memory(error, self._classifier.device)
+                done = done and not lacks_memory
+                self._fall_back(version, name, "no_memory" if lacks_memory else "build_failed", said)
+                self._tell_if_broken()
         return done
 
     def _empty_cache(self) -> None:
         try:
             torch.cuda.empty_cache()
-        except RuntimeError as error:
-            self._tell_if_broken(error)
+        except RuntimeError:
+            self._tell_if_broken()
 
-    def _tell_if_broken(self, error: Exception) -> None:
-        """While nothing is judged, nobody else would notice."""
-        broken = devices.sticky_error(self._classifier.device) if isinstance(error, RuntimeError) else None
+    def _tell_if_broken(self) -> None:
+        """While nothing is judged, nobody else would notice; and a broken device may say that memory lacks."""
+        broken = devices.sticky_error(self._classifier.device)
         if broken is not None:
             self._on_broken(broken)
 

@@ -142,7 +142,7 @@ def test_a_device_that_is_broken_is_told(tmp_path: Path, full: Full, monkeypatch
 
     follower._classifier.device = torch.device("cuda")
     monkeypatch.setattr(follower._classifier, "load", illegal)
-    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda of: SimpleNamespace(synchronize=lambda: synchronize(of)))
     run(follower, full, 1, monkeypatch)
     assert broken == []
     sticky.set()

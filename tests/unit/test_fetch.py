@@ -1,5 +1,6 @@
 """Fetching side by side: how much of what was fetched may lie in memory."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -70,3 +71,16 @@ def test_threads_that_wait_for_room_end_when_closed(fetching: Fetching) -> None:
     fetching.submit("behind the end")
     wait_until(lambda: fetching.pool._queue.qsize() == 1, "the thread to take what ends it")
     assert len(fetching.came) == 1
+
+
+def test_what_waits_at_a_close_is_not_fetched(fetching: Fetching) -> None:
+    """Its claims were given back by then; read all at once, it could fill the memory that the bound keeps free."""
+    for number in range(10):
+        fetching.submit(f"c{number}")
+    wait_until(lambda: len(fetching.came) == 2, "as much as there is room for")
+    fetching.pool.close()
+    fetching.pool.let_go(2 * SIZE)
+    alive = [thread for thread in threading.enumerate() if thread.name.startswith("fetch-")]
+    for thread in alive:
+        thread.join(30)
+    assert len(fetching.came) == 2

@@ -338,6 +338,8 @@ def on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]
     monkeypatch.setattr(devices, "native_bf16", lambda device: True)
     monkeypatch.setattr("worker.classifier.GraphedEngine", Captured)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    whole = SimpleNamespace(synchronize=lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda of: whole)
     monkeypatch.setattr(Captured, "asked", [], raising=False)
     monkeypatch.setattr(Captured, "bodies", [], raising=False)
     body_of = engines.body_of
@@ -413,7 +415,7 @@ def test_a_device_that_is_broken_is_told(on_a_gpu: Bench, monkeypatch: pytest.Mo
             illegal()
 
     tuner._build = illegal
-    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda of: SimpleNamespace(synchronize=lambda: synchronize(of)))
     tuner.tune(on_a_gpu.classifier.version)
     assert broken == []
     sticky.set()

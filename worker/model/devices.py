@@ -69,12 +69,13 @@ def lacks_memory(error: BaseException, device: torch.device) -> bool:
 def sticky_error(device: torch.device) -> Exception | None:
     """What `device` answers to all that this process asks from now on, as after an illegal access of its memory.
 
-    None where it works. Waits for what it is computing.
+    None where it works. Waits for what this thread's stream is computing: waiting for the whole device would end a
+    capture of graphs in another thread, and fail for it.
     """
     if device.type != "cuda":
         return None
     try:
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
     except RuntimeError as error:
         return error
     return None
