@@ -173,8 +173,12 @@ def test_two_workers_share_the_work(place: Place) -> None:
         worker.wait_ready()
     ids = [place.add() for _ in range(600)]
     place.judge(ids)
-    judged = [worker.metric("moderation_verdicts_total") for worker in both]
-    assert sum(judged) == 600 and min(judged) > 60
+
+    def judged() -> list[float]:
+        return [worker.metric("moderation_verdicts_total") for worker in both]
+
+    wait_until(lambda: sum(judged()) >= 600, "what was published to be counted, which comes after")
+    assert sum(judged()) == 600 and min(judged()) > 60
     assert sorted(place.entries()) == sorted(ids)
 
 
