@@ -14,9 +14,6 @@ from trainer import operating
 from trainer.calibrate import Aims
 from worker.model.manifest import Manifest
 
-TRAINING: Final = "training"
-"""As a prevalence: the shares of the training pictures, also where the champion was fitted for others."""
-
 GIVEN: Final = "prevalence_given"
 """In a manifest's `metrics.operating`: the shares as they were given. Labels that were left out shared the rest as in
 training, and are to do so in the next version, too: bounds of labels weighted as they were counted are narrower."""
@@ -26,8 +23,8 @@ training, and are to do so in the next version, too: bounds of labels weighted a
 class Asked:
     """What a run says of prevalence and aims; None of one leaves it to the champion.
 
-    `prevalence` has shares of uploads by label, or is TRAINING; the others are those of `calibrate.Aims`. Raises
-    UsageError for what cannot be meant.
+    `prevalence` has shares of uploads by label, or asks for those of the training pictures, whatever the champion was
+    fitted for; the others are those of `calibrate.Aims`. Raises UsageError for what cannot be meant.
     """
 
     prevalence: Mapping[str, float] | Literal["training"] | None = None
@@ -42,11 +39,8 @@ class Asked:
 
     def aims(self) -> Aims:
         """The aims, with the defaults in the place of those that are not said."""
-        said = (self.ban_precision, self.review_recall, self.uploads_per_day)
-        default = Aims()
-        standing = (default.ban_precision, default.review_recall, default.uploads_per_day)
-        precision, recall, uploads = (have if one is None else one for one, have in zip(said, standing, strict=True))
-        return Aims(precision, recall, int(uploads))
+        said = {one.name: getattr(self, one.name) for one in fields(Aims)}
+        return Aims(**{name: value for name, value in said.items() if value is not None})
 
     def given(self) -> Mapping[str, float] | None:
         """The shares of uploads that were given; None for the training shares."""

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.support.commands import parsed
+from tests.support.processes import stop_takes_s
 from tests.support.tools import missing, tool
 from tests.support.worker import REPOSITORY
 from worker import bus
@@ -127,7 +128,7 @@ def test_a_worker_is_probed_and_has_time_to_drain(documents: list[Document]) -> 
     paths = {probe: container[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "readiness", "liveness")}
     assert paths == {"startup": "/readyz", "readiness": "/readyz", "liveness": "/healthz"}
     assert container["ports"] == [{"name": "metrics", "containerPort": Settings.model_fields["metrics_port"].default}]
-    assert spec["terminationGracePeriodSeconds"] >= 2 * Settings.model_fields["drain_s"].default
+    assert spec["terminationGracePeriodSeconds"] >= stop_takes_s()
     budget = only(documents, "PodDisruptionBudget")["spec"]
     assert (
         budget["selector"]["matchLabels"].items() <= pods(documents)["moderation-worker"]["metadata"]["labels"].items()

@@ -44,3 +44,12 @@ def _in_network_order(address: bytes) -> bytes:
     if sys.byteorder == "big":
         return address
     return b"".join(address[at : at + 4][::-1] for at in range(0, len(address), 4))
+
+
+def stop_takes_s() -> float:
+    """The longest that a worker takes to end after SIGTERM with the default settings, whatever hangs."""
+    from worker.service import CLOSING_S, THREAD_CLOSING_S  # here, for it imports torch
+    from worker.settings import Settings
+
+    threads = 2  # the tuner's and the champion's
+    return float(Settings.model_fields["drain_s"].default) + CLOSING_S + threads * THREAD_CLOSING_S
