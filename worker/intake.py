@@ -101,11 +101,7 @@ class Intake:
             self._claim(given, idle=GIVEN_BACK_IDLE_MS, retrycount=retrycount)
 
     def without_known(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Drops the entries whose ID has a decided verdict (rescans excepted) and returns the others.
-
-        A person may have decided before the bytes were seen; the first look at them is worth its time, for the same
-        decision then holds for them under other IDs.
-        """
+        """Drops the entries whose ID has a decided verdict (rescans excepted) and returns the others."""
         asked = [entry for entry in entries if not entry.rescan]
         if not asked:
             return list(entries)
@@ -254,4 +250,4 @@ class Intake:
 
 
 def _settled(document: bytes) -> bool:
-    return b'"decided"' in document and b'"content_sha256":null' not in document
+    return b'"decided"' in document

@@ -118,9 +118,8 @@ def _copies(by_id: Mapping[str, list[Entry]], copies: dict[str, Copy], found: Fi
 def _copied(entry: Entry, copy: Copy, before: list[Entry]) -> list[str]:
     """Whether a copy's verdict is what the decisions on its bytes that took effect before it make it.
 
-    A decision holds for the bytes from the step on that writes its verdict, where that verdict names them; where it
-    came before anybody had seen them, from the first look at them on, which leaves no verdict behind. So whoever made
-    the copy asked the server, and in between both a model's verdict and the person's are right.
+    A decision holds for the bytes that its verdict names. A look at others, which agrees, leaves no entry behind, so
+    whoever made the copy asked the server, and in between both a model's verdict and the person's are right.
     """
     by_known = entry.document["reasons"] == ["known_content"]
     if by_known and (not before or entry.document["label"] != before[-1].document["label"]):

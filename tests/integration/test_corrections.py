@@ -1,5 +1,6 @@
 """People's decisions, through a client, a real server and a running worker: once, at once, and for good."""
 
+import hashlib
 import subprocess
 import sys
 
@@ -115,7 +116,7 @@ def test_other_bytes_under_a_decided_content_id(busy_place: Place, judged_first:
 
 
 def test_what_was_never_judged(busy_place: Place) -> None:
-    """Accepted and kept: in force before the picture comes, and for its bytes once they were seen."""
+    """Accepted and kept: in force before the picture comes, for its content ID and no bytes that may come."""
     data = picture("approved")
     content_id, twin = busy_place.add(data), busy_place.add(data)
     busy_place.client.correct(content_id, "not_suitable", by="ann")
@@ -123,18 +124,67 @@ def test_what_was_never_judged(busy_place: Place) -> None:
     busy_place.client.submit(content_id)
     wait_until(lambda: busy_place.broker.client().xlen(bus.UPLOADS) == 0, "the submitted ID to leave the intake")
     assert [document.label for document in said(busy_place, content_id)] == ["not_suitable"]
-    assert busy_place.judge(twin)[twin].reasons == ("known_content",)
+    found = busy_place.judge(twin)[twin]
+    assert (found.label, found.reasons) == ("approved", ())
+
+
+def test_a_decision_is_for_the_bytes_seen_last(busy_place: Place) -> None:
+    """The author puts other bytes there, and a rescan agrees with the verdict: who decides now has seen these."""
+    old, new = picture("approved"), picture("approved")
+    content_id, old_twin, new_twin = busy_place.add(old), busy_place.add(old), busy_place.add(new)
+    before = busy_place.judge(content_id)[content_id]
+    (busy_place.content / content_id).write_bytes(new)
+    rescan(busy_place, content_id)
+    agreed = busy_place.client.verdict(content_id)
+    assert agreed.content_sha256 == hashlib.sha256(new).hexdigest() != before.content_sha256
+    assert (agreed.decided_at, agreed.supersedes) == (before.decided_at, before.supersedes)
+    busy_place.client.correct(content_id, "risked", by="ann")
+    after = wait_for_label(busy_place, content_id, "risked")
+    assert [document.label for document in said(busy_place, content_id)] == ["approved", "risked"]
+    assert after.supersedes == before.to_dict()["decided_at"]
+    found = busy_place.judge([old_twin, new_twin])
+    assert (found[old_twin].label, found[old_twin].reasons) == ("approved", ())
+    assert (found[new_twin].label, found[new_twin].reasons) == ("risked", ("known_content",))
+
+
+def test_an_undecided_picture_is_undecided_on_the_bytes_seen_last(busy_place: Place) -> None:
+    """As above, where neither the first nor the second bytes can be read."""
+    old, new = b"\xff\xd8\xff no picture", b"\xff\xd8\xff nor is this"
+    content_id, old_twin, new_twin = busy_place.add(old), busy_place.add(old), busy_place.add(new)
+    busy_place.judge(content_id)
+    (busy_place.content / content_id).write_bytes(new)
+    busy_place.client.submit(content_id)
+    wait_until(lambda: busy_place.broker.client().xlen(bus.UPLOADS) == 0, "the second look")
+    busy_place.client.correct(content_id, "risked", by="ann")
+    wait_for_label(busy_place, content_id, "risked")
+    found = busy_place.judge([old_twin, new_twin])
+    assert [found[twin].reasons for twin in (old_twin, new_twin)] == [("unreadable",), ("known_content",)]
+
+
+def test_a_decision_on_what_could_not_be_fetched_holds_for_no_bytes(busy_place: Place) -> None:
+    """Approved while it was too large to be looked at; what the author puts in its place is not what was seen."""
+    too_large = picture("approved") + bytes(30_000_000)
+    content_id = busy_place.add(too_large)
+    assert busy_place.judge(content_id)[content_id].reasons == ("too_large",)
+    busy_place.client.correct(content_id, "approved", by="ann")
+    wait_for_label(busy_place, content_id, "approved")
+    comes = picture("risked")
+    (busy_place.content / content_id).write_bytes(comes)
+    for again in (False, True):
+        busy_place.client.submit(content_id, rescan=again)
+        wait_until(lambda: busy_place.broker.client().xlen(bus.UPLOADS) == 0, "the second look")
+    twin = busy_place.add(comes)
+    found = busy_place.judge(twin)[twin]
+    assert (found.label, found.ban, found.reasons) == ("risked", True, ())
 
 
 def test_a_second_thought_on_what_was_seen_after_the_first(busy_place: Place) -> None:
-    """The first decision knew no bytes, and looking at them changed no verdict: the second holds for them as well."""
+    """The first decision knew no bytes, and a rescan that saw them changed no verdict: the second holds for them."""
     data = picture("approved")
     early = busy_place.add(data)
     busy_place.client.correct(early, "risked", by="ann")
     wait_for_label(busy_place, early, "risked")
-    busy_place.client.submit(early)
-    raw = busy_place.broker.client()
-    wait_until(lambda: b"content_sha256" in raw.hget("moderation:overrides", early), "the first look at the bytes")
+    rescan(busy_place, early)
     busy_place.client.correct(early, "not_suitable", by="ben")
     wait_for_label(busy_place, early, "not_suitable")
     twin = busy_place.add(data)

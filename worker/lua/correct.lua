@@ -22,7 +22,7 @@ end
 local standing = standing_verdict(KEYS[2])
 local digest = ARGV[11]
 if digest == '' and own and type(own.content_sha256) == 'string' and string.match(own.content_sha256, '^%x+$') then
-  digest = own.content_sha256 -- seen since the decision before this one, which changed no verdict
+  digest = own.content_sha256 -- of the decision before this one, whose verdict has run out
 end
 local decision = digest ~= '' and of_these_bytes(ARGV[10], digest) or ARGV[10]
 -- A script is not rolled back: what can fail comes first, so that a correction that fails is asked for again.

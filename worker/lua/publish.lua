@@ -5,7 +5,7 @@
 -- KEYS  1 moderation:verdicts                  one entry per effective verdict, trimmed to the TTL
 --       2 moderation:dead-letter               written only where a reason is named
 --       3 moderation:overrides                 people's decisions by content ID
---       4 moderation:known                     the same by SHA-256; learns the bytes of an overridden content ID
+--       4 moderation:known                     the same by SHA-256
 --       5 moderation:withheld                  bans withheld by the open circuit breaker; '#opened' while it is open
 --       6 moderation:ban-window                decided and banned lately, in slices of time
 --       and four for each outcome:
@@ -80,6 +80,13 @@ local function already(standing, v)
   return nil
 end
 
+local function of_other_bytes(outcome, standing, v)
+  -- Whether what agrees with the standing verdict, or is undecided once more, was found in other bytes: those under a
+  -- content ID can be replaced.
+  return (outcome == 'unchanged' or (outcome == 'duplicate' and standing.status == 'undecided'))
+    and v.digest ~= '' and v.digest ~= standing.content_sha256 and not v.late
+end
+
 local function publish(stream, verdict, alone, answered, v)
   -- Nothing is removed before everything that can fail has been done: a script is atomic, but not rolled back.
   if not is_about(stream, v.entry, v.content_id) then
@@ -88,15 +95,6 @@ local function publish(stream, verdict, alone, answered, v)
   local person = decision_in_force(OVERRIDES, v.content_id, KNOWN, v.digest)
   if (person and person[2] or '') ~= v.decision then
     return {'overruled', 0, unpack(person or {'', '', ''})}
-  end
-  if person and person[3] == 'human' and v.digest ~= '' then
-    local own = persons_decision(OVERRIDES, v.content_id)
-    -- Only the first bytes seen: a person did not decide on what was put in their place under the same content ID.
-    if not own.content_sha256 then
-      local decision = of_these_bytes(redis.call('HGET', OVERRIDES, v.content_id), v.digest)
-      redis.call('HSET', OVERRIDES, v.content_id, decision)
-      keep_on_bytes(KNOWN, v.digest, decision, person[2])
-    end
   end
 
   v.late = asked_before(answered, v)
@@ -141,6 +139,9 @@ local function publish(stream, verdict, alone, answered, v)
       end
     end
     outcome = 'published'
+  elseif of_other_bytes(outcome, standing, v) then
+    -- Whoever looks at the picture now sees these, and a decision must not be kept for those before.
+    redis.call('SET', verdict, finished(v.document, standing.decided_at, standing.supersedes), 'EX', TTL_S)
   elseif outcome == 'unchanged' then
     redis.call('EXPIRE', verdict, TTL_S)
   end

@@ -94,12 +94,16 @@ local function decision_in_force(overrides, content_id, known, digest)
   return same and {same.label, same.entry, 'known_content'} or nil
 end
 
+local function finished(document, decided_at, supersedes)
+  -- The whole document, with the two fields that only a script can set.
+  supersedes = type(supersedes) == 'string' and '"' .. supersedes .. '"' or 'null'
+  return string.sub(document, 1, -2) .. ',"decided_at":"' .. decided_at .. '","supersedes":' .. supersedes .. '}'
+end
+
 local function take_effect(key, stream, ttl_s, now, replaced, v)
   -- Writes the verdict v {content_id, document without its last two fields, status, label, flags, placement} in place
   -- of `replaced`; returns when it was decided, in ms. Trims the stream to the TTL unless v.keeps_all.
-  local supersedes = 'null'
   if replaced then
-    supersedes = '"' .. replaced.decided_at .. '"'
     for _ = 1, 256 do -- content ID and decided_at together name a verdict; many may be replaced in one millisecond
       if iso(now) > replaced.decided_at then
         break
@@ -107,7 +111,7 @@ local function take_effect(key, stream, ttl_s, now, replaced, v)
       now = now + 1
     end
   end
-  local document = string.sub(v.document, 1, -2) .. ',"decided_at":"' .. iso(now) .. '","supersedes":' .. supersedes .. '}'
+  local document = finished(v.document, iso(now), replaced and replaced.decided_at)
   local oldest = v.keeps_all and '0' or string.format('%.0f', now - tonumber(ttl_s) * 1000)
   redis.call('XADD', stream, 'MINID', '~', oldest, '*',
     'content_id', v.content_id, 'status', v.status, 'label', v.label,
