@@ -105,6 +105,11 @@ def _client() -> Moderation:
     return Moderation()
 
 
+@cache
+def _client_without_limit() -> Moderation:
+    return Moderation(intake_max=0)
+
+
 class _AnyArguments(Task[..., Any]):
     """Calls the function with whatever was sent: Celery's own call fails where an argument is named `self`."""
 
@@ -151,7 +156,10 @@ def _enqueue(arguments: tuple[Any, ...], named: dict[str, Any]) -> int:
         logger.warning("a task is refused and among the dead letters: %s", sentence)
         raise _WrongArgumentsError(sentence) from None
     # First, for it may be refused, and the message come again.
-    count = _client().submit(good, rescan=rescan, backfill=backfill) if good else 0
+    # Backfill finds room always: it lies in the same Redis already, and its way back to the queue would hold up uploads
+    # behind it, a thread of this worker's for each.
+    client = _client_without_limit() if backfill else _client()
+    count = client.submit(good, rescan=rescan, backfill=backfill) if good else 0
     for content_id in malformed:
         deadletter.bury(_client().redis, str(content_id)[:128], "malformed_id", "sent in a Celery task", rescan)
     return count

@@ -100,6 +100,23 @@ def test_a_task_that_finds_it_full_waits_in_its_queue(place: Place) -> None:
         assert place.client.wait(late, 60)[late].label == "approved"
 
 
+def test_backfill_tasks_that_find_it_full_keep_no_upload_waiting(place: Place) -> None:
+    """Each would hold a thread of the worker's on its way back to the queue, in which the upload stands behind them."""
+    raw = place.broker.client()
+    place.client.submit(ids(256, "b"), backfill=True)
+    bus.ensure_groups(raw, [bus.BACKFILL])
+    raw.xreadgroup(bus.GROUP, "another worker", {bus.BACKFILL: ">"}, count=256)
+    place.start_worker(intake_max="256", takeover_idle_s="600").wait_ready()
+    upload = place.add()
+    later = [place.add() for _ in range(100)]
+    with Celery(broker=place.broker.url) as sender:
+        for content_id in later:
+            sender.send_task("moderation.moderate", [[content_id]], {"backfill": True}, queue="moderation")
+        sender.send_task("moderation.moderate", [[upload]], queue="moderation")
+        assert place.client.wait(upload, 12)[upload].label == "approved"
+    assert {document.label for document in place.client.wait(later, 60).values()} == {"approved"}
+
+
 def test_the_command_says_it(broker: Broker) -> None:
     """One sentence and exit 2."""
     command = [sys.executable, "-m", "worker.cli", "submit", *ids(257)]
