@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -100,8 +101,7 @@ class DecoderProcess:
         deadline = _Deadline(timeout_s)
         self.pictures += 1
         try:
-            self._link.settimeout(timeout_s)
-            self._link.sendall(SIZE.pack(len(data)) + data)
+            _empty(self._link, memoryview(SIZE.pack(len(data)) + data), deadline)
             header = self._header(deadline)
             return _content_error(header) if "reason" in header else self._decoded(header, deadline)
         except TimeoutError:
@@ -171,8 +171,8 @@ class _Deadline:
     def __init__(self, seconds: float) -> None:
         self._at_s = time.monotonic() + seconds
 
-    def receive(self, link: socket.socket, view: memoryview) -> int:
-        """Some bytes at least. Raises TimeoutError, EOFError, OSError."""
+    def waits_for(self, link: socket.socket, moves: Callable[[memoryview], int], view: memoryview) -> int:
+        """How many bytes of the view the link has moved, some at least. Raises TimeoutError, EOFError, OSError."""
         if time.monotonic() > self._at_s + LATE_S:  # it may send a byte now and then for ever
             raise TimeoutError
         while True:
@@ -181,16 +181,16 @@ class _Deadline:
             link.settimeout(slice_s)
             began_s = time.monotonic()
             try:
-                received = link.recv_into(view)
+                moved = moves(view)
             except TimeoutError:
                 self._forgive(began_s, slice_s)
                 if time.monotonic() >= self._at_s:
                     raise
                 continue
             self._forgive(began_s, slice_s)  # this process alone may have stood still, and the answer lain there
-            if received == 0:
+            if moved == 0:
                 raise EOFError("the process closed its socket")
-            return received
+            return moved
 
     def _forgive(self, began_s: float, slice_s: float) -> None:
         late_s = time.monotonic() - began_s - slice_s
@@ -200,4 +200,10 @@ class _Deadline:
 def _fill(link: socket.socket, view: memoryview, deadline: _Deadline) -> None:
     """Receives until the view is full. Raises TimeoutError, EOFError, OSError."""
     while view:
-        view = view[deadline.receive(link, view) :]
+        view = view[deadline.waits_for(link, link.recv_into, view) :]
+
+
+def _empty(link: socket.socket, view: memoryview, deadline: _Deadline) -> None:
+    """Sends all of the view. Raises TimeoutError, OSError."""
+    while view:
+        view = view[deadline.waits_for(link, link.send, view) :]
