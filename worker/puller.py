@@ -186,9 +186,11 @@ class Puller:
 
         What is held up elsewhere is no sign of a slow process: others need not wait for it.
         """
-        in_work = len(self._pipeline.in_work())
-        judging = in_work - self._pipeline.held_up()
-        return min(self._most_in_work - in_work, max(FIRST_IN_WORK, self._pipeline.judged_lately()) - judging)
+        in_work, held_up = len(self._pipeline.in_work()), self._pipeline.held_up()
+        judging = max(0, in_work - held_up)
+        # What was left to others is not in work, but its result may wait for Redis all the same.
+        left = self._most_in_work - max(in_work, held_up)
+        return min(left, max(FIRST_IN_WORK, self._pipeline.judged_lately()) - judging)
 
     def _claim(self, room: int) -> None:
         """Claims new entries, uploads before backfill; with nothing there and no suspect, waits for the first."""
