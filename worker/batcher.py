@@ -108,10 +108,10 @@ class Batcher:
         if self._thread.is_alive():
             self._on_broken(UnavailableError(f"the batch in work has not ended {self._closing_s:g} s after the stop"))
 
-    def busy_s(self) -> float:
-        """Seconds that the batch in work has taken so far; 0 where there is none."""
-        since = self._busy_since
-        return 0.0 if since is None else time.monotonic() - since
+    @property
+    def busy_since(self) -> float | None:
+        """When the batch in work was begun, on the monotonic clock; None where there is none."""
+        return self._busy_since
 
     def _enqueue(self, wanted: Wanted) -> Wanted:
         with self._lock:

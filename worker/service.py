@@ -33,6 +33,7 @@ from worker.publish import Publisher, Quota
 from worker.puller import Puller
 from worker.settings import Settings
 from worker.tuner import Tuner
+from worker.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ class Service:
         self._decoders = self._start_decoders(settings, settings.decoder_count(on_gpu=on_gpu))
         self._closers.append(self._decoders.close)
         self._decoder_problem: str | None = None
+        self._watchdog = Watchdog(settings.forward_timeout_s)
         self._batcher = Batcher(
             self._classifier.score,
             begin=self._classifier.begin,
@@ -199,9 +201,8 @@ class Service:
         )
 
     def _watch(self) -> None:
-        busy_s, most_s = self._batcher.busy_s(), self._settings.forward_timeout_s
-        if busy_s > most_s:
-            self._give_up(UnavailableError(f"a forward pass has not ended within {most_s:g} s"))
+        if self._watchdog.overdue(self._batcher.busy_since):
+            self._give_up(UnavailableError(f"a forward pass has not ended within {self._watchdog.most_s:g} s"))
 
     def _keep_house(self) -> None:
         try:

@@ -284,7 +284,7 @@ def test_a_call_between_batches_has_the_device_for_itself(device: Device, in_fli
 
     def call() -> tuple[list[bool], bool, list[int]]:
         after.append(batcher.submit(picture(3)))
-        return [future.done() for future in before], batcher.busy_s() > 0, list(device.batches)
+        return [future.done() for future in before], batcher.busy_since is not None, list(device.batches)
 
     with ThreadPoolExecutor(1) as elsewhere:
         said = elsewhere.submit(batcher.between, call)
