@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 EXIT_ERROR = 2
 WAIT_TIMEOUT_S = 3600.0
+# In a worker's environment, where it is this process's own: which GPU its variables have been set for.
+PINNED = "_MODERATION_PINNED_TO_GPU"
 
 
 class _Seconds(click.FloatRange):
@@ -86,6 +88,9 @@ def worker(gpu: int | None, celery_options: tuple[str, ...]) -> None:
 
 def _pin(gpu: int, configured: settings.Settings) -> None:
     """This process's environment for one GPU; before torch is imported, or it has counted the devices already."""
+    if os.environ.get(PINNED) == str(gpu):
+        return  # Celery, told to by a HUP, has started this program anew in its own environment
+    os.environ[PINNED] = str(gpu)
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     mine = given.split(",") if given else [str(number) for number in range(gpu + 1)]
     if gpu >= len(mine):

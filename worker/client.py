@@ -139,6 +139,9 @@ class Moderation:
     def wait(self, ids: str | Iterable[str], timeout_s: float) -> dict[str, Verdict | Undecided]:
         """Waits until every ID has a verdict, and returns them by ID.
 
+        An undecided one is a verdict, and is returned at once also where its ID was submitted again: to learn what
+        becomes of that, follow `verdicts`.
+
         Raises:
             UnavailableError: some had none after `timeout_s`; the message counts them and names the first.
         """

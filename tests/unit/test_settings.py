@@ -195,8 +195,10 @@ def test_a_worker_pinned_to_a_slice_shares_the_cores_with_the_others(
         "MODERATION_DEVICE": device, "MODERATION_DECODERS": asked, "MODERATION_METRICS_PORT": "9101",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    cli._pin(1, settings.load())
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "MIG-b"
+    monkeypatch.setenv(cli.PINNED, "")
+    for _ in range(2):  # the second time as after a HUP, upon which Celery starts the program anew
+        cli._pin(1, settings.load())
+        assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["MODERATION_METRICS_PORT"]) == ("MIG-b", "9102")
     assert settings.load().decoder_count(on_gpu=device != "cpu") == decoders
 
 

@@ -26,7 +26,7 @@ def test_a_pass_that_does_not_end_is_overdue() -> None:
 
 
 def test_a_pause_of_the_process_is_not_counted() -> None:
-    """Neither in a batch seen before nor in one begun since the last look; what hangs after it is found all the same."""
+    """Neither in a batch seen before nor in one begun since the last look; what hangs after it is found still."""
     hours = Hours(60.0)
     since = hours.now
     assert not hours.look(since, 1.0) and not hours.look(since, 3600.0)
