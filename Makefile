@@ -1,10 +1,14 @@
 # Two commands do everything: `make demo` and `make test`. Each makes its own virtual environment first.
+#   make demo                  the main job: fits, starts a worker, submits pictures, prints what became of them
 #   make demo DATA=folder      on pictures of your own (train/interim/<label>, test/interim/<label>)
 #   make demo BASE=imagenet    from the real ImageNet weights, where the internet can be reached
 #   make demo KEEP=1           leave worker, Valkey and metrics up until Ctrl-C
+#   make test                  lint, and all tests but the long ones
 #   make test ARGS=…           more for pytest, such as `-n 0`: one file after the other, not two side by side
-# `make bench` measures what is promised in figures, some twenty minutes long; its table also goes to
-# build/benchmarks.json, and a chart of it to build/benchmarks.png.
+#   make chaos                 kills, restarts, full disks and hostile pictures under load, some half an hour long
+#   make bench                 what is promised in figures, some forty minutes long: a table, which goes to
+#                              build/benchmarks.json as well, and a chart of it to build/benchmarks.png
+#   make lint | fix | clean    check the code's form; mend it; remove what these commands made
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,7 +23,7 @@ SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 .PHONY: help demo test chaos bench lint fix clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/demo.installed
 	@$(BIN)/python -m deploy.demo --base '$(BASE)' $(if $(DATA),--data '$(DATA)') $(if $(KEEP),--keep)

@@ -55,7 +55,7 @@ def _drawing(into: list[str]) -> Iterator[Axes]:
 
 
 def _legend_above(axes: Axes) -> None:
-    """Beside the curves there is no place that no curve may need."""
+    """Above the axes: inside them, it could cover a curve."""
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8.5, handlelength=1.1, columnspacing=1)
 
 

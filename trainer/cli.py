@@ -61,6 +61,8 @@ def run(arguments: list[str] | None = None) -> int:
         return _refuse("Interrupted: nothing is half-written, so run the same command again.", INTERRUPTED)
     except ModerationError as error:
         return _refuse(str(error), next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 4))
+    except ModuleNotFoundError as error:
+        return _refuse(f"{error.name} is not installed: pip install 'moderation-worker[trainer]'.", 2)
     except OSError as error:  # a full disk, a folder without permission
         where = f" {str(error.filename)!r}" if error.filename else ""
         return _refuse(f"A file{where} cannot be used ({error.strerror or error}): mend that and try again.", 4)

@@ -205,7 +205,7 @@ class Batcher:
         except BaseException as error:
             future.set_exception(error)
         finally:
-            # An error knows the calls it came through, so this one must not know who holds the error: in such a circle
-            # the engine that was called would stay until the garbage collector comes by.
+            # An error's traceback refers to this frame. Did the frame still refer to the future, which holds the error,
+            # the circle would keep the engine that was called alive until the garbage collector comes by.
             del future, call
         self._busy_since = None

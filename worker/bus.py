@@ -1,7 +1,7 @@
 """The door to Redis or Valkey: key names, streams, scripts, and the one place where Redis errors become ours.
 
-Knows what the keys are called, not what is done with them: `intake`, `publish`, `client`, `deadletter` and
-`exporter` do that; nor where the server is, which `connection` knows.
+Knows what the keys are called; not what is done with them, which is the modules' above it, nor where the server is,
+which `connection` knows.
 """
 
 import re

@@ -41,7 +41,7 @@ class Candidate:
 
 
 class Comparison:
-    """For one thread; batches are offered by another.
+    """One thread compares; batches are offered by the batcher's.
 
     Args:
         cache: in whose folder the evidence is kept, beside the engine that it is about.

@@ -33,7 +33,7 @@ START_FAILURES = 3
 PICTURES_A_PROCESS = 1000
 # What a death adds to the evidence against the picture in work. A kill comes from outside, from the kernel short of
 # memory among others, and was most likely meant for the process. A fault is of the code that reads this picture. An
-# earlier one may have left the process broken; but one that can do that could as well answer in this one's place, and
+# earlier picture may have broken the process, but one that can do that could also have forged this one's answer; and
 # what is undecided is looked at by a person. An end without such a signal names no cause.
 EVIDENCE_OF_KILL = 1
 EVIDENCE_OF_END = 2

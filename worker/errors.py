@@ -8,7 +8,7 @@ ModerationError
 └── UsageError          the caller: a wrong argument, ID, or setting
 
 Every message is one sentence that says what to do. Foreign exceptions are translated into these where
-they enter: Redis in `bus`, Pillow in `model.preprocessing`, fsspec in `content`, files in `model.weights`.
+they enter: Redis in `bus`, Pillow in `model.preprocessing`, fsspec in `content`, files in `model.files`.
 """
 
 from typing import Final, Literal, get_args

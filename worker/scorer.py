@@ -80,8 +80,8 @@ class Scorer:
     def _attempt(self, pictures: Sequence[Frames]) -> Scores | Exception:
         """Scores of all their frames, or why there are none.
 
-        Without the calls that the error came through: what the pass that failed has on the device is theirs, and the
-        next one needs the room.
+        The error leaves its traceback behind, whose frames keep the failed pass's tensors on the device: the next
+        attempt needs that memory.
         """
         try:
             return self._in_chunks(np.concatenate(pictures))

@@ -65,7 +65,8 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=1024,
-        description="threads of one forward pass on the CPU; 0: one a core that this process may use, one beside a GPU",
+        description="threads of one forward pass on the CPU; 0: one for each core that this process may use, and "
+        "a single one beside a GPU",
     )
 
     decoders: int = Field(
@@ -86,12 +87,14 @@ class Settings(BaseSettings):
     audit_share: Share = Field(0.0, description="share of decided pictures sent to a person at random")
     intake_max: int = Field(
         INTAKE_MAX, ge=0, le=10**9,
-        description="content IDs that may wait in one stream before `submit` is refused; 0: any number",
+        description="content IDs that may wait in one stream before `submit` is refused; 0: no limit",
     )  # fmt: skip
     ban_quota_share: Share = Field(
         0.2, description="a greater share of bans among at least 500 decided within 600 s opens the circuit breaker"
     )
-    ban_quota_count: int = Field(0, ge=0, le=10**9, description="so does a greater number of bans within 600 s; 0: any")
+    ban_quota_count: int = Field(
+        0, ge=0, le=10**9, description="so does a greater number of bans within 600 s; 0: no limit"
+    )
     verdict_ttl_s: int = Field(
         604800, ge=1, le=VERDICT_TTL_MAX_S,
         description="how long a verdict can be looked up, and how far the stream of verdicts reaches back",

@@ -1,7 +1,7 @@
 """Which of two engines is faster, here and now: both in, a yes or a no out.
 
-Nothing runs beside them: two passes on one set of cores hold each other up at every layer, and the one of more layers,
-as in int8, most. Knows no versions, stores or queues; whoever owns the device lends it, pass by pass.
+Nothing runs beside a timed pass: two on the same cores slow each other down at every layer, and int8 most, for it has
+more of them. Knows no versions, stores or queues; whoever owns the device lends it, pass by pass.
 """
 
 import logging

@@ -1,5 +1,4 @@
-"""Puts a faster engine into service beside the work: built, timed and compared with fp32 first, whatever is not shown
-is not used.
+"""Replaces the engine in service by a faster one, once that is built, timed, and shown to agree with fp32.
 
 One thread at a lower priority: version in service ─► candidates ─► build ─► faster here (`timing`)? ─► agrees with
 fp32 on the pictures kept with the version and, where those are too few, on what is being judged (`comparison`)? ─►

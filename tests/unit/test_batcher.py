@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -391,10 +392,14 @@ def test_batches_are_reported(device: Device) -> None:
     )
     hold(device, batcher)
     waiting = [batcher.submit(picture(value, frames=2)) for value in (10, 20)]
+    began = time.monotonic()
+    wait_until(lambda: time.monotonic() > began + 0.05, "the first to have waited")
     device.open.set()
     for future in waiting:
         future.result(PATIENCE_S)
     batcher.close()
+    took = time.monotonic() - began
     assert [(images, len(waits)) for images, waits, _ in reports] == [(1, 1), (4, 2)]
-    assert all(wait >= 0 for _, waits, _ in reports for wait in waits)
-    assert all(seconds >= 0 for *_, seconds in reports)
+    (_, _, first_s), (_, waits_s, second_s) = reports
+    assert first_s > 0.05 and all(0.05 < wait_s <= took + 1 for wait_s in waits_s)
+    assert 0 <= second_s < took

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.bad_decoder import decode
 from tests.support.pictures import picture
+from tests.support.processes import decoders_of
 from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY
 from worker.decode import DecoderPool
@@ -46,20 +47,6 @@ def pool() -> Iterator[Pool]:
     """A pool, closed afterwards."""
     with Pool() as made:
         yield made
-
-
-def decoders(parent: int) -> list[int]:
-    """The process IDs of that process's decoders."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-            command = (stat.parent / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if int(fields[1]) == parent and fields[0] != "Z" and b"decoder_program" in command:
-            found.append(int(stat.parent.name))
-    return found
 
 
 def value(future: "Future[Decoded]") -> int:
@@ -136,7 +123,7 @@ def test_killing_every_decoder_between_jobs_blames_nobody(pool: Pool) -> None:
     """Ten times over: later pictures are read as if nothing had been."""
     for round_ in range(10):
         assert value(pool.submit(bytes([round_]))) == round_
-        for pid in decoders(os.getpid()):
+        for pid in decoders_of(os.getpid()):
             os.kill(pid, signal.SIGKILL)
 
 
@@ -147,7 +134,7 @@ def test_killing_decoders_under_load_blames_nobody(pool: Pool) -> None:
     kills = 0
     while not futures[-1].done() and kills < 12:
         done = sum(future.done() for future in futures)
-        for pid in decoders(os.getpid())[:1]:
+        for pid in decoders_of(os.getpid())[:1]:
             os.kill(pid, signal.SIGKILL)
             kills += 1
         wait_until(lambda done=done: sum(f.done() for f in futures) > done, "a picture after the kill", PATIENCE_S)
@@ -159,9 +146,10 @@ def test_decoders_make_way_for_the_network(pool: Pool) -> None:
     """On the cores of the network each runs at a lower priority than the process that it works for."""
     assert value(pool.submit(bytes([1]))) == 1
     ours = os.getpriority(os.PRIO_PROCESS, 0)
-    wait_until(lambda: len(decoders(os.getpid())) == 2, "both run", PATIENCE_S)
+    lower = min(ours + NICER_BY, 19)
+    wait_until(lambda: len(decoders_of(os.getpid())) == 2, "both run", PATIENCE_S)
     wait_until(
-        lambda: {os.getpriority(os.PRIO_PROCESS, pid) for pid in decoders(os.getpid())} == {min(ours + NICER_BY, 19)},
+        lambda: {os.getpriority(os.PRIO_PROCESS, pid) for pid in decoders_of(os.getpid())} == {lower},
         f"the decoders' priority is lower than ours, {ours}",
         PATIENCE_S,
     )
@@ -178,7 +166,7 @@ def test_closing_refuses_what_waits_and_leaves_no_process() -> None:
         with pytest.raises(UnavailableError):
             future.result(PATIENCE_S)
     assert time.monotonic() - started < 10
-    wait_until(lambda: not decoders(os.getpid()), "the decoders to end")
+    wait_until(lambda: not decoders_of(os.getpid()), "the decoders to end")
 
 
 def test_a_killed_parent_leaves_no_decoder() -> None:
@@ -191,7 +179,7 @@ def test_a_killed_parent_leaves_no_decoder() -> None:
         [sys.executable, "-c", program], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert parent.stdout is not None and parent.stdout.readline() == b"ready\n"
-    children = decoders(parent.pid)
+    children = decoders_of(parent.pid)
     assert len(children) >= 1
     parent.kill()
     parent.communicate()

@@ -31,7 +31,7 @@ from worker.model.manifest import Manifest
 from worker.model.preprocessing import Preprocessing
 
 EVIDENCE: Final = ".evidence.safetensors"
-"""How the files end that say what engines were compared on."""
+"""Suffix of the files that hold what an engine was compared on."""
 
 KEPT: Final = 6
 """Files of a kind that stay in the folder, the last used. For VGG-11 a library is 124 MB in int8 and 246 MB in bf16,

@@ -19,7 +19,7 @@ from worker.errors import ModerationError
 
 BATCH_MAX = 4096
 HALF_DONE = "compiling-"
-"""How the folders begin that a compiler works in, beside what it makes; one that is killed leaves its own."""
+"""Prefix of the folder that a compiler works in, beside what it makes; one that is killed leaves it behind."""
 EXIT_REFUSED = 3
 
 

@@ -231,7 +231,7 @@ def _input(
     for side, reversed_ in zip(sides, pixels.reverses(orientation), strict=True):
         scaled = preprocessing.resize * side // shorter
         first = round((scaled - preprocessing.crop) / 2)
-        if reversed_:  # where what is left over is odd, it is the side shown first that has less of it cut off
+        if reversed_:  # of an odd remainder one pixel less is cut off from the left, or top, as shown
             first = scaled - preprocessing.crop - first
         box.append([at * side / scaled / divisor for at in (first, first + preprocessing.crop)])
     (left, right), (top, bottom) = box

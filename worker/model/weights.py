@@ -33,7 +33,7 @@ class WeightsStore(VersionStore):
         return self._pointer("champion")
 
     def challenger(self) -> str | None:
-        """The id of the version scored beside the champion, None where none is. Errors as `champion`."""
+        """The id of the version that waits to be promoted, if any; workers do not read it. Errors as `champion`."""
         return self._pointer("challenger")
 
     def promote(
@@ -61,7 +61,7 @@ class WeightsStore(VersionStore):
             self._put_in_service("promote", champion, version_id, by, why, {"gate": gate, "forced": forced})
 
     def set_challenger(self, version_id: str | None) -> None:
-        """Names the version to be scored beside the champion, None for none. Errors as `promote`."""
+        """Names the version that waits to be promoted, None for none. Errors as `promote`."""
         with stored.locked(self.root):
             if version_id is None:
                 (self.root / "challenger").unlink(missing_ok=True)
