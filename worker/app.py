@@ -192,6 +192,7 @@ class PullerStep(bootsteps.StartStopStep):
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
         self._service: Any = None
+        self._drain_s = 0.0
         if not worker.options.get("task_events"):
             # What Celery tells its monitors, which nothing here reads: while the broker does not answer, it tries that
             # again for ever on the thread that SIGTERM is to end.
@@ -202,14 +203,16 @@ class PullerStep(bootsteps.StartStopStep):
         # Imported here: clients import this module to send tasks, and need no torch for it.
         from worker.service import Service, end_process
 
+        configured = read_settings()
+        self._drain_s = configured.drain_s  # what stands in the environment's file at the end may not be readable
         try:
-            self._service = Service(read_settings(), node=worker.hostname, on_broken=end_process)
+            self._service = Service(configured, node=worker.hostname, on_broken=end_process)
         except ModerationError as error:
             _give_up(error)
 
     def stop(self, worker: Any) -> None:
         """Drains."""
-        self._stop(read_settings().drain_s)
+        self._stop(self._drain_s)
 
     def terminate(self, worker: Any) -> None:
         """Gives back at once what is in work."""

@@ -11,6 +11,8 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
+import redis
+
 from worker import bus, connection, memory
 from worker.batcher import Batcher
 from worker.champion import ChampionFollower
@@ -62,16 +64,21 @@ class Service:
     def __init__(self, settings: Settings, *, node: str, on_broken: Callable[[BaseException], None]) -> None:
         memory.keep_what_was_used()
         self._settings = settings
-        self._closers: list[Callable[[], object]] = []
+        self._on_broken = on_broken
+        self._decoder_problem: str | None = None
+        self._closing = contextlib.ExitStack()
+        self.metrics = Metrics()
         try:
-            self._build(settings, node, on_broken)
+            self._start(node)
         except BaseException:
-            self._close_all()
+            self._closing.close()
             raise
 
-    def _build(self, settings: Settings, node: str, on_broken: Callable[[BaseException], None]) -> None:
+    def _start(self, node: str) -> None:
+        """Every part, in the order in which they need each other; they are closed the other way round."""
+        settings = self._settings
         client = connection.connect(settings.redis_url, settings.sentinel_master)
-        self._closers.append(client.close)
+        self._closes(client.close)
         bus.ping(client)
         content = ContentStore(
             settings.content_url,
@@ -79,24 +86,47 @@ class Service:
             timeout_s=settings.fetch_timeout_s,
             options=settings.content_options,
         )
-        self.metrics = Metrics()
         store = WeightsStore(settings.weights_dir)
         on_gpu = devices.choose(settings.device).type == "cuda"
+        self._start_classifier(store, settings.torch_thread_count(on_gpu=on_gpu))
+        self._start_decoders(settings.decoder_count(on_gpu=on_gpu))
+        self._start_scoring(store)
+        consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        intake = Intake(client, consumer, settings.takeover_idle_s)
+        self._start_pipeline(client, content, intake)
+        self._presence = Presence(client, consumer, node, self._classifier.device_name)
+        self._closes(self._presence.leave)
+        self._start_pulling(intake)
+        overruler = Overruler(client, settings.verdict_ttl_s)
+        overruler.start()
+        self._closes(overruler.close)
+
+    def _start_classifier(self, store: WeightsStore, threads: int) -> None:
         self._classifier = Classifier(
-            store,
-            device=settings.device,
-            precision=settings.precision,
-            threads=settings.torch_thread_count(on_gpu=on_gpu),
+            store, device=self._settings.device, precision=self._settings.precision, threads=threads
         )
-        self._on_broken = on_broken
         follower = ChampionFollower(
             store, self._classifier, self.metrics, closing_s=THREAD_CLOSING_S, on_broken=self._give_up
         )
         follower.start()
-        self._closers.append(follower.stop)
-        self._decoders = self._start_decoders(settings, settings.decoder_count(on_gpu=on_gpu))
-        self._closers.append(self._decoders.close)
-        self._decoder_problem: str | None = None
+        self._closes(follower.stop)
+
+    def _start_decoders(self, count: int) -> None:
+        version = self._classifier.version
+        if version is None:
+            raise WeightsError("No weights are loaded.")
+        self._decoders = DecoderPool(
+            Preprocessing.from_json(version.manifest.preprocessing),
+            DecodeLimits(max_pixels=self._settings.decode_max_pixels),
+            processes=count,
+            timeout_s=self._settings.decode_timeout_s,
+            memory_bytes=self._settings.decode_memory_mb * 2**20,
+            on_restart=lambda cause: self.metrics.restarts.labels(cause).inc(),
+        )
+        self._closes(self._decoders.close)
+
+    def _start_scoring(self, store: WeightsStore) -> None:
+        settings = self._settings
         self._watchdog = Watchdog(settings.forward_timeout_s)
         self._batcher = Batcher(
             self._classifier.score,
@@ -120,9 +150,11 @@ class Service:
         )
         tuner.start()
         # The batcher closes first and says so where a pass hangs, which the tuner may be waiting for.
-        self._closers += [tuner.stop, self._batcher.close]
-        consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        intake = Intake(client, consumer, settings.takeover_idle_s)
+        self._closes(tuner.stop)
+        self._closes(self._batcher.close)
+
+    def _start_pipeline(self, client: redis.Redis, content: ContentStore, intake: Intake) -> None:
+        settings = self._settings
         self._pipeline = Pipeline(
             content=content,
             decoders=self._decoders,
@@ -143,9 +175,10 @@ class Service:
             ),
             fetch_threads=settings.fetch_threads,
         )
-        self._closers.append(self._pipeline.close)
-        self._presence = Presence(client, consumer, node, self._classifier.device_name)
-        self._closers.append(self._presence.leave)
+        self._closes(self._pipeline.close)
+
+    def _start_pulling(self, intake: Intake) -> None:
+        settings = self._settings
         self._puller = Puller(
             intake,
             self._pipeline,
@@ -166,39 +199,19 @@ class Service:
                 healthy=self._healthy,
                 ready=self._ready,
             )
-            self._closers.append(health.close)
+            self._closes(health.close)
         self._puller.start()
-        overruler = Overruler(client, settings.verdict_ttl_s)
-        overruler.start()
-        self._closers.append(overruler.close)
+
+    def _closes(self, close: Callable[[], object]) -> None:
+        """Has a part closed at the end, before those that were started earlier."""
+        self._closing.callback(_quietly, close)
 
     def stop(self, drain_s: float) -> None:
         """Claims nothing more, finishes what is in work for up to `drain_s`, gives the rest back, ends every part."""
         started = time.monotonic()
         self._puller.stop(drain_s)
-        self._close_all()
+        self._closing.close()
         logger.info("stopped after %.1f s", time.monotonic() - started)
-
-    def _close_all(self) -> None:
-        for close in reversed(self._closers):
-            try:
-                close()
-            except ModerationError as error:
-                logger.warning("while stopping: %s", error)
-        self._closers.clear()
-
-    def _start_decoders(self, settings: Settings, count: int) -> DecoderPool:
-        version = self._classifier.version
-        if version is None:
-            raise WeightsError("No weights are loaded.")
-        return DecoderPool(
-            Preprocessing.from_json(version.manifest.preprocessing),
-            DecodeLimits(max_pixels=settings.decode_max_pixels),
-            processes=count,
-            timeout_s=settings.decode_timeout_s,
-            memory_bytes=settings.decode_memory_mb * 2**20,
-            on_restart=lambda cause: self.metrics.restarts.labels(cause).inc(),
-        )
 
     def _watch(self) -> None:
         if self._watchdog.overdue(self._batcher.busy_since):
@@ -241,6 +254,14 @@ class Service:
         if self._classifier.version is None:
             return "no weights are loaded"
         return None if self._puller.connected else "Redis does not answer"
+
+
+def _quietly(close: Callable[[], object]) -> None:
+    try:
+        close()
+    except Exception as error:  # the others must be closed all the same
+        unforeseen = None if isinstance(error, ModerationError) else error
+        logger.warning("while stopping: %s", error, exc_info=unforeseen)
 
 
 def end_process(error: BaseException) -> None:

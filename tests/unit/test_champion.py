@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support.store import colour_store, publish_colours
-from worker import app
+from worker import app, service
 from worker.champion import ChampionFollower
 from worker.classifier import Classifier, OutOfDeviceMemoryError
 from worker.errors import WeightsError
@@ -173,3 +173,15 @@ def test_a_stop_does_not_wait_for_a_device_that_hangs(tmp_path: Path, monkeypatc
     assert [str(error) for error in broken] == ["a champion is still being loaded 0.1 s after the stop"]
     open_again.set()
     follower.stop()
+
+
+def test_a_worker_drains_though_its_settings_have_become_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read once, at its start: somebody may be writing the file just when it is stopped."""
+    drained: list[float] = []
+    monkeypatch.setattr(service, "Service", lambda settings, **named: SimpleNamespace(stop=drained.append))
+    monkeypatch.setenv("MODERATION_DRAIN_S", "7")
+    step = app.PullerStep(SimpleNamespace(options={}))
+    step.start(SimpleNamespace(hostname="here"))
+    monkeypatch.setenv("MODERATION_MAX_BATCH", "none")
+    step.stop(SimpleNamespace())
+    assert drained == [7.0]
