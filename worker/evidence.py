@@ -6,7 +6,6 @@ store and no threads.
 
 import hashlib
 import logging
-import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ import safetensors
 import safetensors.numpy
 import torch
 
+from worker.model import files
 from worker.model.agreement import UNLABELLED, Agreement, Labels, Rule, compare
 from worker.model.engine import Frames, Head
 
@@ -88,13 +88,10 @@ class Evidence:
             "reference": np.stack(self._reference),
             "candidate": np.stack(self._candidate),
         }
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            temporary.write_bytes(safetensors.numpy.save(content))
-            os.replace(temporary, path)
+            files.replace(path, safetensors.numpy.save(content))
         except OSError as error:
             logger.warning("what engines were compared on cannot be kept: %s", error)
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path, width: int) -> "Evidence":

@@ -623,16 +623,16 @@ def test_only_the_last_used_files_stay_in_the_folder(tmp_path: Path) -> None:
     bench = Bench(tmp_path, check=60)
     bench.cache.check_folder()
     for number in range(9):
-        for name in (f"old{number}.so", f"old{number}.cpu.evidence.safetensors", f"old{number}.cpu.evidence.7.tmp"):
+        for name in (f"old{number}.so", f"old{number}.cpu.evidence.safetensors", f".old{number}.tmp"):
             (bench.cache.folder / name).write_bytes(b"x")
             os.utime(bench.cache.folder / name, (1000 + number, 1000 + number))
-    (bench.cache.folder / "new.cpu.evidence.8.tmp").write_bytes(b"x")
+    (bench.cache.folder / ".new.tmp").write_bytes(b"x")
     bench.tuner.tune(bench.classifier.version)
     (mine,) = bench.cache.folder.glob("tiny-*.evidence.safetensors")
     bench.new_tuner().tune(bench.load(bench.first))
     left = {path.name for path in bench.cache.folder.iterdir()}
     assert left == (
-        {mine.name, "new.cpu.evidence.8.tmp"}
+        {mine.name, ".new.tmp"}
         | {f"old{number}.so" for number in range(3, 9)}
         | {f"old{number}.cpu.evidence.safetensors" for number in range(4, 9)}
     )

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from worker.errors import ModerationError
+from worker.model import files
 from worker.model import network as networks
 from worker.model.aoti import Library
 from worker.model.compiler import HALF_DONE, Job
@@ -154,9 +155,7 @@ class EngineCache:
         for left in self.folder.glob(f"{HALF_DONE}*"):
             if _used_at(left) < nobodys:
                 shutil.rmtree(left, ignore_errors=True)
-        for left in self.folder.glob("*.tmp"):
-            if _used_at(left) < nobodys:
-                left.unlink(missing_ok=True)
+        files.remove_abandoned(self.folder)
 
     def stop(self) -> None:
         """Ends a compilation in work; its caller gets an EngineError."""
