@@ -4,6 +4,7 @@ That each role can do its whole job; that it can do no more is in test_access_by
 """
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import redis
 from celery import Celery
 from prometheus_client import generate_latest
 
-from tests.support.guarded import GuardedServer, debian_redis, valkey
+from tests.support.guarded import ROLES, GuardedServer, debian_redis, valkey
 from tests.support.pictures import picture
 from tests.support.store import colour_store
 from tests.support.waiting import wait_until
@@ -165,6 +166,23 @@ def test_without_a_password_nothing(guarded: Guarded) -> None:
     with pytest.raises(UsageError, match="refuses the user or password") as refused:
         Moderation(wrong).submit("x")
     assert "geheim" not in str(refused.value)
+
+
+@pytest.mark.parametrize("program", [valkey, debian_redis], ids=["valkey", "redis"])
+def test_a_role_reaches_it_from_another_machine(program: Callable[[], str], tmp_path: Path) -> None:
+    """Through an address that is not loopback's, where servers as they are distributed keep everybody out for as long
+    as the default user needs no password, off or not. Without a password there is still nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: only asks which address it would be sent from
+        except OSError:
+            pytest.skip("this machine has no address but loopback's")
+        address = probe.getsockname()[0]
+    with GuardedServer(tmp_path, program(), also=address) as server:
+        for role in ROLES:
+            assert redis.Redis.from_url(server.url_of(role).replace("127.0.0.1", address)).ping()
+        with pytest.raises(redis.exceptions.AuthenticationError):
+            redis.Redis(address, server.port).ping()
 
 
 def test_no_password_in_what_a_worker_says(guarded: Guarded) -> None:

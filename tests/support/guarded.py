@@ -33,10 +33,12 @@ def valkey() -> str:
 
 
 class GuardedServer:
-    """deploy/redis/start.sh with passwords of its own. With `tls`, a folder with ca.pem, cert.pem and key.pem."""
+    """deploy/redis/start.sh with passwords of its own. With `tls`, a folder with ca.pem, cert.pem and key.pem; `also` is
+    an address of this machine that it listens on beside loopback."""
 
-    def __init__(self, folder: Path, program: str, tls: Path | None = None) -> None:
+    def __init__(self, folder: Path, program: str, tls: Path | None = None, also: str = "") -> None:
         self.port = free_port()
+        self._also = also
         self.tls = tls
         self.folder = folder
         self._program = program
@@ -49,7 +51,7 @@ class GuardedServer:
     def start(self) -> None:
         """Starts it on the same port and data, with the passwords that its files have now."""
         folder, tls, secrets = self.folder, self.tls, self.folder / "secrets"
-        options = ["--dir", str(folder), "--bind", "127.0.0.1", "--port", "0" if tls else str(self.port)]
+        options = ["--dir", str(folder), "--bind", *f"127.0.0.1 {self._also}".split(), "--port", "0" if tls else str(self.port)]
         if tls is not None:
             options += ["--tls-port", str(self.port), "--tls-auth-clients", "no"]
             options += ["--tls-ca-cert-file", str(tls / "ca.pem"), "--tls-cert-file", str(tls / "cert.pem")]
