@@ -188,7 +188,10 @@ def _refusal(version_id: str, champion: str, decision: Decision) -> str:
 def known(store: WeightsStore, version_id: str) -> Manifest:
     """The verified manifest of a published version. Raises UsageError where there is none of that id."""
     if version_id not in store.versions():
-        raise UsageError(f"There is no version {version_id[:80]!r}: name one that `moderation-trainer list` shows.")
+        raise UsageError(
+            f"There is no version {version_id[:80]!r} in the store {store.root.absolute()}: name one that "
+            "`moderation-trainer list` shows."
+        )
     return store.manifest(version_id)
 
 

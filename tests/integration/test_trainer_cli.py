@@ -125,7 +125,8 @@ def test_promote_and_rollback_change_the_champion_and_are_recorded(
     assert run(["promote", second, "--by", "ada", *forced, "--weights", str(weights)]) == 0
     assert store.champion() == second
     assert run(["rollback", "--by", "ada", "--why", "it was not", "--weights", str(weights)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == first
+    heard = capsys.readouterr()
+    assert heard.out.splitlines()[-1] == first and str(weights) in heard.err
     assert store.champion() == first
     assert [(e.action, e.by, e.why) for e in store.history()[1:]] == [
         ("promote", "ada", "looks better"),
@@ -262,6 +263,17 @@ def test_what_cannot_be_done_with_an_empty_store_exits_2_with_one_sentence(
     monkeypatch.setenv("MODERATION_WEIGHTS_DIR", str(tmp_path))
     assert run(arguments) == 2
     assert one_sentence(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("arguments", [["rollback"], ["promote", "vgg11-000000000000"]])
+def test_no_folder_is_made_of_a_store_that_is_not_there(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a shell knows nothing of MODERATION_WEIGHTS_DIR: the sentence names the folder that was meant."""
+    monkeypatch.delenv("MODERATION_WEIGHTS_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 2
+    assert str(tmp_path / "weights") in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 def test_a_setting_that_is_none_exits_2(

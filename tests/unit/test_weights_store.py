@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import stat
 import threading
@@ -339,6 +340,15 @@ def test_rollback_with_nothing_in_service_is_said(store: WeightsStore) -> None:
     """There is nothing to go back from."""
     with pytest.raises(UsageError):
         store.rollback(by="a", why="")
+
+
+def test_a_store_that_is_not_there_is_named_and_not_made(tmp_path: Path) -> None:
+    """Such as ./weights in the shell of somebody who has not said where the store is; nor is the one that is there
+    left unnamed where it has no earlier champion."""
+    for folder in (tmp_path / "elsewhere", tmp_path):
+        with pytest.raises(UsageError, match=re.escape(f"store {folder}")):
+            WeightsStore(folder).rollback(by="a", why="")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_promotion_that_a_crash_cut_off_counts_for_nothing(store: WeightsStore, base: BaseRef) -> None:

@@ -49,6 +49,7 @@ def promote(version: str, why: str | None, margin: float, force: bool, weights: 
     if force and not (why or "").strip():
         raise UsageError("--force needs a reason for the record: add --why TEXT.")
     store, who = open_store(weights), by or release.whoami()
+    release.known(store, version)  # before the lock, which would make a folder of a mistaken name
     with release.one_run(store):
         say = Reporter().say
         release.promote(store, version, by=who, why=why or "promoted by hand", margin=margin, force=force, say=say)
@@ -64,4 +65,7 @@ def rollback(why: str, weights: Path | None, by: str | None) -> None:
     from trainer import release
     from trainer.progress import Reporter
 
-    click.echo(release.rollback(open_store(weights), by=by or release.whoami(), why=why, say=Reporter().say))
+    store, say = open_store(weights), Reporter().say
+    back = release.rollback(store, by=by or release.whoami(), why=why, say=say)
+    say(f"In service in the store {store.root.absolute()}:")
+    click.echo(back)

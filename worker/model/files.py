@@ -15,7 +15,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Final
 
-from worker.errors import WeightsError
+from worker.errors import UsageError, WeightsError
 
 ABANDONED_S: Final = 3600.0
 
@@ -130,12 +130,13 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Keeps other writers of `root` waiting; the system releases it where the holder dies. Errors as `usable`."""
-    with usable(root):
-        root.mkdir(parents=True, exist_ok=True)
-        with open(root / ".lock", "ab", opener=_no_link) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    """Keeps other writers of `root` waiting; the system releases it where the holder dies. Errors as `usable`, and
+    UsageError where there is no such folder: whoever names one by mistake is to find no empty one there afterwards."""
+    if not os.path.lexists(root):
+        raise UsageError(f"there is no weights store {root.absolute()}: name the one that workers serve from")
+    with usable(root), open(root / ".lock", "ab", opener=_no_link) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

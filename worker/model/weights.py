@@ -80,7 +80,9 @@ class WeightsStore(VersionStore):
             champion = self.champion()
             trail = histories.trail(self.history(), champion)
             if champion is None or len(trail) < 2:
-                raise UsageError("there is no earlier champion to go back to: promote a version instead")
+                raise UsageError(
+                    f"the store {self.root.absolute()} has no earlier champion to go back to: promote a version instead"
+                )
             self._put_in_service("rollback", champion, trail[-2], by, why)
             return trail[-2]
 
