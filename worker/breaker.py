@@ -74,8 +74,9 @@ def withheld(client: redis.Redis) -> Iterator[str]:
                 yield _text(content_id)
 
 
-def close(client: redis.Redis, *, apply: bool, verdict_ttl_s: int) -> Closed:
-    """Closes the breaker and begins to count anew; safe to repeat where it was interrupted.
+def close(client: redis.Redis, *, apply: bool, verdict_ttl_s: int) -> Closed | None:
+    """Closes the breaker and begins to count anew; safe to repeat where it was interrupted. None, and nothing done,
+    where it is closed: the script finds that out, so that whoever may not close it learns so in a drill.
 
     Args:
         apply: let every withheld ban take effect; else they keep their verdict, held for a person.
@@ -92,6 +93,8 @@ def close(client: redis.Redis, *, apply: bool, verdict_ttl_s: int) -> Closed:
             superseded += outcomes.count(b"superseded")
         with bus.translated():
             closed, discarded = script(keys=[bus.WITHHELD, bus.BAN_WINDOW], args=[int(not apply)])
+        if closed == 2:
+            return None
         if closed:
             return Closed(applied, superseded, discarded)
 

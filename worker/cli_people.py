@@ -51,10 +51,10 @@ def close_breaker(apply: bool | None) -> None:
         raise click.UsageError("Say what becomes of the withheld bans: --apply or --discard.")
     configured = settings.load()
     client = Moderation().redis
-    if breaker.status(client).opened_at is None:
+    done = breaker.close(client, apply=apply, verdict_ttl_s=configured.verdict_ttl_s)
+    if done is None:
         click.echo("it is closed already")
         return
-    done = breaker.close(client, apply=apply, verdict_ttl_s=configured.verdict_ttl_s)
     click.echo(
         f"closed; {done.applied} bans took effect, {done.superseded} were settled otherwise, "
         f"{done.discarded} stay with a person"

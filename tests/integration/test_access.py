@@ -193,9 +193,11 @@ def test_no_password_in_what_a_worker_says(guarded: Guarded) -> None:
         assert piece not in said
 
 
-def test_a_role_that_may_not_is_told_so(guarded: Guarded) -> None:
-    """One sentence that says where to look."""
-    done = guarded.run("dashboard", "submit", "x")
+@pytest.mark.parametrize("words", [("submit", "x"), ("breaker", "close", "--apply"), ("breaker", "close", "--discard")])
+def test_a_role_that_may_not_is_told_so(guarded: Guarded, words: tuple[str, ...]) -> None:
+    """One sentence that says where to look; also in a drill, while the breaker is closed."""
+    guarded.server.client().delete(bus.WITHHELD)
+    done = guarded.run("dashboard", *words)
     assert done.returncode == 2
     assert done.stderr == "error: This Redis user may not do that; see the ACL in deploy/redis.\n"
 

@@ -117,8 +117,16 @@ def test_apply_lets_the_bans_take_effect_once(desk: Desk) -> None:
     assert all(len(desk.effective(outcome.entry.content_id)) == 2 for outcome in held[:3])
     assert breaker.status(desk.raw) == breaker.Status(None, 0, 0, 0)
     assert 0 < desk.raw.ttl("moderation:verdict:held0") <= TTL_S
-    assert breaker.close(desk.raw, apply=True, verdict_ttl_s=TTL_S).applied == 0
+    assert breaker.close(desk.raw, apply=True, verdict_ttl_s=TTL_S) is None
     assert desk.bans(4) == ["published"] * 3 + ["opened"]
+
+
+def test_who_closes_a_closed_one_changes_nothing(desk: Desk) -> None:
+    """What was counted towards the next opening stays counted."""
+    desk.bans(3)
+    for apply in (True, False):
+        assert breaker.close(desk.raw, apply=apply, verdict_ttl_s=TTL_S) is None
+    assert desk.bans(1) == ["opened"]
 
 
 def test_what_the_verdict_stream_refuses_stays_to_be_done(desk: Desk) -> None:

@@ -33,8 +33,8 @@ def valkey() -> str:
 
 
 class GuardedServer:
-    """deploy/redis/start.sh with passwords of its own. With `tls`, a folder with ca.pem, cert.pem and key.pem; `also` is
-    an address of this machine that it listens on beside loopback."""
+    """deploy/redis/start.sh with passwords of its own. With `tls`, a folder with ca.pem, cert.pem and key.pem; `also`
+    is an address of this machine that it listens on beside loopback."""
 
     def __init__(self, folder: Path, program: str, tls: Path | None = None, also: str = "") -> None:
         self.port = free_port()
@@ -51,7 +51,8 @@ class GuardedServer:
     def start(self) -> None:
         """Starts it on the same port and data, with the passwords that its files have now."""
         folder, tls, secrets = self.folder, self.tls, self.folder / "secrets"
-        options = ["--dir", str(folder), "--bind", *f"127.0.0.1 {self._also}".split(), "--port", "0" if tls else str(self.port)]
+        addresses = ["127.0.0.1", *([self._also] if self._also else [])]
+        options = ["--dir", str(folder), "--bind", *addresses, "--port", "0" if tls else str(self.port)]
         if tls is not None:
             options += ["--tls-port", str(self.port), "--tls-auth-clients", "no"]
             options += ["--tls-ca-cert-file", str(tls / "ca.pem"), "--tls-cert-file", str(tls / "cert.pem")]
