@@ -33,7 +33,7 @@ from worker.settings import Settings
 
 DEPLOY = REPOSITORY / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
-OURS = ("worker-gpu0", "worker-gpu1", "worker-cpu", "exporter", "retrain")
+OURS = ("worker-gpu0", "worker-gpu1", "worker-cpu", "exporter", "retrain", "desk")
 SERVERS = {"valkey": lambda: get_binary_path(), "redis": lambda: tool("redis-server", "apt-get install redis-server")}
 
 
@@ -104,6 +104,19 @@ def test_workers_cannot_write_what_the_trainer_computed(services: dict[str, Any]
     retraining = written.pop("retrain")
     assert {"weights", "features", "data"} <= retraining
     assert not any(retraining & others for others in written.values())
+
+
+def test_a_person_at_the_desk_has_both_commands_the_store_and_the_moderators_password(
+    services: dict[str, Any],
+) -> None:
+    """The trainer's image, which has them both, and no command of its own: what is typed is what runs."""
+    desk = services["desk"]
+    assert desk["image"] == services["retrain"]["image"] and desk["entrypoint"] == []
+    assert desk["environment"]["MODERATION_REDIS_URL"].startswith("redis://moderator:")
+    assert "profiles" in desk, "up starts none"
+    written = {v["source"]: v["target"] for v in desk["volumes"] if not v.get("read_only")}
+    retraining = {v["source"]: v["target"] for v in services["retrain"]["volumes"]}
+    assert written == {name: retraining[name] for name in ("weights", "data", "features")}
 
 
 def test_settings_that_are_passed_exist(services: dict[str, Any]) -> None:

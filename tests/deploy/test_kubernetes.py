@@ -108,12 +108,13 @@ def test_pods_are_locked_down(documents: list[Document]) -> None:
 
 
 def test_what_retraining_computed_is_there_for_the_next_run_and_for_no_worker(documents: list[Document]) -> None:
-    """The features of pictures, hours of work, in a claim that nothing else mounts."""
+    """The features of pictures, hours of work, in a claim that only retraining and the desk mount."""
     claims = {
         name: {v["persistentVolumeClaim"]["claimName"] for v in pod["spec"]["volumes"] if "persistentVolumeClaim" in v}
         for name, pod in pods(documents).items()
     }
-    assert [name for name, used in claims.items() if "moderation-features" in used] == ["moderation-retrain"]
+    used = {name for name, mounted in claims.items() if "moderation-features" in mounted}
+    assert used == {"moderation-retrain", "moderation-desk"}
     only(documents, "PersistentVolumeClaim", "moderation-features")
 
 
@@ -195,24 +196,50 @@ def test_with_an_object_store_no_pod_waits_for_a_volume_of_pictures(tmp_path: Pa
         assert [v for v in before["volumes"] if v["name"] != "content"] == after["volumes"]
         (was,), (container,) = before["containers"], after["containers"]
         assert [m for m in was["volumeMounts"] if m["name"] != "content"] == container["volumeMounts"]
-        if name != "moderation-exporter":
+        if name not in ("moderation-exporter", "moderation-desk"):  # neither looks at pictures of uploads
             settings = only(changed, "ConfigMap")["metadata"]["name"]
             secret = {"secretRef": {"name": "moderation-content", "optional": True}}
             assert container["envFrom"] == [{"configMapRef": {"name": settings}}, secret]
 
 
 def test_retraining_never_runs_twice_at_a_time(documents: list[Document]) -> None:
-    job = only(documents, "CronJob")["spec"]
+    job = only(documents, "CronJob", "moderation-retrain")["spec"]
     assert job["concurrencyPolicy"] == "Forbid" and job["jobTemplate"]["spec"]["backoffLimit"] == 0
+
+
+def test_a_person_at_the_desk_has_both_commands_the_store_and_the_moderators_password(
+    documents: list[Document],
+) -> None:
+    """The job is never started by the clock, and finds a node at any time: where retraining runs, for their claims are
+    of one node, and by itself where none runs."""
+    job, desk = only(documents, "CronJob", "moderation-desk")["spec"], pods(documents)["moderation-desk"]
+    (container,) = desk["spec"]["containers"]
+    assert job["suspend"] is True and job["jobTemplate"]["spec"]["ttlSecondsAfterFinished"] < 600
+    assert container["image"].startswith("moderation-trainer:")
+    assert not next(m for m in container["volumeMounts"] if m["mountPath"].endswith("/weights")).get("readOnly")
+    (url,) = container["env"]
+    assert url == {
+        "name": "MODERATION_REDIS_URL",
+        "valueFrom": {"secretKeyRef": {"name": "moderation-redis", "key": "moderator-url"}},
+    }
+    runbook = (REPOSITORY / "deploy" / "README.md").read_text(encoding="utf-8")
+    assert "--from-literal=moderator-url=redis://moderator:" in runbook
+    (term,) = desk["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    (match,) = term["labelSelector"]["matchExpressions"]
+    names = {pods(documents)[n]["metadata"]["labels"][match["key"]] for n in ("moderation-retrain", "moderation-desk")}
+    assert set(match["values"]) == names
 
 
 def test_a_command_takes_what_a_pod_starts_it_with(documents: list[Document]) -> None:
     """Nothing is missing, nothing unknown; retraining keeps its data set on a volume that it may write."""
     for name, template in pods(documents).items():
         (container,) = template["spec"]["containers"]
-        program = "moderation-trainer" if container["image"].startswith("moderation-trainer:") else "moderation"
-        given = parsed(program, container["args"])
         mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+        if name == "moderation-desk":  # waits for what is typed
+            assert container["command"] == ["sleep", "8h"]
+        else:
+            program = "moderation-trainer" if container["image"].startswith("moderation-trainer:") else "moderation"
+            given = parsed(program, container["args"])
         if name == "moderation-retrain":
             assert not mounts[str(given["data"])].get("readOnly")
         claims = {d["metadata"]["name"] for d in documents if d["kind"] == "PersistentVolumeClaim"}
