@@ -185,6 +185,28 @@ def test_the_network_lets_through_what_is_needed_and_no_more(documents: list[Doc
     assert {port["port"] for port in rule["ports"]} == {fields["metrics_port"].default, fields["exporter_port"].default}
 
 
+def test_a_nodes_keys_are_out_of_reach_unless_the_runbooks_rule_opens_them(documents: list[Document]) -> None:
+    """No rule of ours lets out to a metadata service. The runbook's does, to that service alone and for the pods alone
+    that fetch pictures, beside the words that decoders reach it then, too."""
+    for policy in (d["spec"] for d in documents if d["kind"] == "NetworkPolicy"):
+        for rule in policy.get("egress", []):
+            ports = {port["port"] for port in rule["ports"]}
+            assert not any("ipBlock" in peer for peer in rule.get("to", []))
+            assert "to" in rule or ports == {443}, "80 and 988 are metadata services' ports"
+    runbook = (REPOSITORY / "deploy" / "README.md").read_text(encoding="utf-8")
+    before, _, after = runbook.partition("```yaml\napiVersion: networking.k8s.io/v1\n")
+    assert "fetch_failed" in before.splitlines()[-2] and "decoders" in before.splitlines()[-2]
+    shown = yaml.safe_load("apiVersion: networking.k8s.io/v1\n" + after.partition("```")[0])
+    kubernetes_validate.validate(shown, VERSION, strict=True)
+    (chosen,) = shown["spec"]["podSelector"]["matchExpressions"]
+    assert set(chosen["values"]) == {
+        name for name, pod in pods(documents).items() if "envFrom" in pod["spec"]["containers"][0]
+    }
+    (rule,) = shown["spec"]["egress"]
+    assert rule["to"] == [{"ipBlock": {"cidr": "169.254.169.254/32"}}] and len(rule["ports"]) == 1
+    assert shown["metadata"]["namespace"] == only(documents, "Namespace")["metadata"]["name"]
+
+
 def test_with_an_object_store_no_pod_waits_for_a_volume_of_pictures(tmp_path: Path) -> None:
     """The component takes the claim, its volumes and mounts away, and nothing else; keys may come from a secret."""
     plain, changed = build("gpu", tmp_path / "a"), build("mine", tmp_path / "b")
