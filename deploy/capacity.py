@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 DAY_S = 86_400
 TARGET_USE = 0.7
-"""Share of the capacity that the busiest hour may take; what is left works off bursts and a process's restart."""
+"""Share of the capacity that the busiest hour may take; what is left works off bursts. A process that stands still for
+an upgrade is no part of it: that takes one more."""
 DEADLINE_S = 60.0
 
 Times = npt.NDArray[np.float64]
@@ -164,7 +165,8 @@ def main(words: Sequence[str] | None = None) -> None:
     print(
         f"{load.peak_rate:.1f} uploads/s in the busiest hour, {load.peak_rate * load.burst:.1f} for {load.burst_s:g} s"
     )
-    print(f"{formula} processes by the formula; {enough} for p99 within {given.within:g} s, burst included")
+    within = f"p99 within {given.within:g} s, burst included"
+    print(f"{formula} processes by the formula; {enough} for {within}; and one more for upgrades")
     print("processes     use   p50 s    p99 s   worst s")
     for row in table(load, service, sorted({formula, enough, 2 * enough})):
         print(f"{row.count:9d}  {row.use:5.0%}  {row.p50_s:6.2f}  {row.p99_s:7.2f}  {row.worst_s:8.2f}")

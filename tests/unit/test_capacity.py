@@ -57,8 +57,9 @@ def test_a_deadline_that_nothing_can_keep_is_said(capsys: pytest.CaptureFixture[
 
 
 def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    """The formula's number, the burst's, and what twice as many would do."""
+    """The formula's number, the burst's, and what twice as many would do; neither is enough for an upgrade."""
     capacity.main(["200000", "--rate", "10", "--within", "30"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("6.9 uploads/s in the busiest hour")
+    assert lines[1].endswith("and one more for upgrades")
     assert len(lines) == 6
