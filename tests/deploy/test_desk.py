@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.deploy.test_runbook import RUNBOOK, blocks_of
+from tests.support.commands import parsed
 from tests.support.guarded import GuardedServer, debian_redis
 from tests.support.pictures import picture
 from tests.support.store import publish_colours
@@ -93,6 +94,14 @@ def test_what_the_page_tells_people_to_type_works_at_the_desk(
         monkeypatch.setenv(name, value)
     # The gate has nothing to compare here, and says no; whether it may be asked is what counts.
     assert moderation_trainer(words) == (3 if words[0] == "promote" else 0), capfd.readouterr().err
+
+
+def test_the_examples_are_whole() -> None:
+    """Nothing is missing, nothing unknown; a command that the page names in short stands here with all that it asks."""
+    examples = [line.removeprefix("desk ").split() for line in EXAMPLES.splitlines()]
+    for program, *words in examples:
+        parsed(program, words)
+    assert {" ".join(words[:2]) for words in examples} >= NEEDS_PICTURES
 
 
 def test_the_moderator_reads_lists_of_ids_from_a_pipe(desk: Desk) -> None:
