@@ -26,6 +26,12 @@ class Metrics:
             ["label", "ban", "review", "weights"],
             registry=self.registry,
         )
+        self.decisions = Counter(
+            "moderation_decisions",
+            "What versions decided: also in rescans that agreed, and bans that the circuit breaker withheld.",
+            ["label", "ban", "weights"],
+            registry=self.registry,
+        )
         self.undecided = Counter(
             "moderation_undecided", "Undecided outcomes that took effect.", ["reason"], registry=self.registry
         )
@@ -42,7 +48,7 @@ class Metrics:
         )
         self.risk = Histogram(
             "moderation_risked_probability",
-            "p(risked) of decided pictures.",
+            "p(risked) of what versions decided.",
             buckets=PROBABILITY_EDGES,
             registry=self.registry,
         )
@@ -108,8 +114,12 @@ class Metrics:
             return
         flags = (str(int(document.ban)), str(int(document.review)))
         self.verdicts.labels(document.label, *flags, document.weights or "").inc()
-        if document.probabilities is not None:
-            self.risk.observe(document.probabilities.risked)
+
+    def judged(self, verdict: Verdict) -> None:
+        """Counts what a version decided, whether or not it changed anything."""
+        self.decisions.labels(verdict.label, str(int(verdict.ban)), verdict.weights or "").inc()
+        if verdict.probabilities is not None:
+            self.risk.observe(verdict.probabilities.risked)
 
     def serving(self, weights: str, engine: str, reference: Reference | None) -> None:
         """Names the version in service, and no other, and what was expected of it where its manifest says so."""

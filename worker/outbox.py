@@ -162,6 +162,8 @@ class Outbox:
             self._metrics.duplicates.inc()
         elif became.result == "unchanged":
             self._metrics.unchanged.inc()
+        if became.judged is not None:
+            self._metrics.judged(became.judged)
         if became.result == "opened":
             logger.critical("bans are above the quota: the circuit breaker is open and withholds them")
 

@@ -53,11 +53,15 @@ class Outcome:
 
 
 class Published(NamedTuple):
-    """What became of an outcome, when in ms on Redis's clock, and the document if one took effect."""
+    """What became of an outcome, when in ms on Redis's clock, and the document if one took effect.
+
+    `judged` is what a model decided, where that took effect, is withheld as a ban, or agrees with what stands.
+    """
 
     result: PublishResult
     at_ms: int
     document: Verdict | Undecided | None = None
+    judged: Verdict | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,4 +175,7 @@ def flags(document: Verdict | Undecided) -> str:
 def _published(attempt: _Attempt, reply: Sequence[Any]) -> Published:
     result: PublishResult = reply[0].decode()
     effective = {"published": attempt.document, "withheld": attempt.withheld, "opened": attempt.withheld}
-    return Published(result, int(reply[1]), effective.get(result))
+    judged = attempt.document if isinstance(attempt.document, Verdict) and not attempt.decision else None
+    if result not in (*effective, "unchanged"):
+        judged = None
+    return Published(result, int(reply[1]), effective.get(result), judged)

@@ -116,8 +116,8 @@ DECISIONS = Board(
                     "Labels decided, share",
                     (
                         (
-                            "sum by (label) (rate(moderation_verdicts_total[5m]))"
-                            " / on () group_left () sum(moderation:decided:rate5m)",
+                            "sum by (label) (rate(moderation_decisions_total[5m]))"
+                            " / on () group_left () sum(rate(moderation_decisions_total[5m]))",
                             "{{label}}",
                         ),
                     ),
@@ -144,7 +144,7 @@ DECISIONS = Board(
             (
                 Panel("Bans a second", (("moderation:bans:rate5m", "{{weights}}"),)),
                 Panel(
-                    "Bans, share of an hour's verdicts",
+                    "Bans, share of an hour's decisions",
                     (("moderation:ban_share:ratio1h", "{{weights}}"),),
                     "percentunit",
                 ),
@@ -231,7 +231,10 @@ WEIGHTS = Board(
                     "Versions taken up and refused, an hour",
                     (("sum by (outcome) (increase(moderation_weights_loads_total[1h]))", "{{outcome}}"),),
                 ),
-                Panel("Verdicts a second by version", (("moderation:decided:rate5m", "{{weights}}"),)),
+                Panel(
+                    "Decisions a second by version",
+                    (("sum by (weights) (rate(moderation_decisions_total[5m]))", "{{weights}}"),),
+                ),
                 Panel(
                     "Bans by version, share of an hour",
                     (("moderation:ban_share:ratio1h", "{{weights}}"),),

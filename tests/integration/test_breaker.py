@@ -189,6 +189,36 @@ def test_repeated_publishes_do_not_count(desk: Desk) -> None:
     assert desk.client.verdict("a").ban
 
 
+def test_a_rescan_after_a_rollback_does_not_open_it(broker: Broker) -> None:
+    """As the runbook has it: a version that banned nobody is judged again by the one before, beside fresh uploads. One
+    in twenty is a ban, though nearly all that the rescan changes is."""
+    desk = Desk(broker, Quota(share=0.2))
+    old = [f"old{number}" for number in range(2400)]
+    for start in range(0, len(old), 400):
+        desk.publish(*[desk.outcome(0.1, content_id) for content_id in old[start : start + 400]])
+    desk.raw.delete(bus.BAN_WINDOW)  # as ten minutes later
+    became: list[str] = []
+    for start in range(0, len(old), 120):
+        became += desk.publish(*[desk.outcome(0.1 if n % 20 else 0.9) for n in range(20)])
+        again = enumerate(old[start : start + 120])
+        became += desk.publish(*[desk.outcome(0.1 if n % 20 else 0.9, name, rescan=True) for n, name in again])
+    assert (became.count("published"), became.count("unchanged")) == (400 + 120, 2280)
+    assert breaker.status(desk.raw) == breaker.Status(None, 0, 0, 0)
+    fields = {name.decode(): int(value) for name, value in desk.raw.hgetall(bus.BAN_WINDOW).items()}
+    assert (fields["decided"], fields["bans"]) == (2800, 140)
+
+
+def test_a_rescan_by_a_version_gone_wrong_opens_it(broker: Broker) -> None:
+    """Every third that stood is to be banned: above the quota, whatever the others add to what was decided."""
+    desk = Desk(broker, Quota(share=0.2))
+    old = [f"old{number}" for number in range(600)]
+    desk.publish(*[desk.outcome(0.1, content_id) for content_id in old])
+    desk.raw.delete(bus.BAN_WINDOW)
+    again = [desk.outcome(0.1 if n % 3 else 0.9, name, rescan=True) for n, name in enumerate(old)]
+    assert desk.publish(*again).count("opened") == 1
+    assert breaker.status(desk.raw).decided >= BAN_SHARE_DECIDED
+
+
 def test_a_persons_bans_neither_count_nor_wait(desk: Desk) -> None:
     """Corrections, and known content of theirs, are no sign of a model gone wrong."""
     known = [desk.outcome(0.1, f"p{number}") for number in range(10)]

@@ -191,7 +191,8 @@ def test_metrics_and_probes(busy_place: Place) -> None:
     )
     text = worker.get("/metrics")[1]
     for name in (
-        "moderation_verdicts_total", "moderation_undecided_total", "moderation_enqueue_to_verdict_seconds_bucket",
+        "moderation_verdicts_total", "moderation_decisions_total", "moderation_undecided_total",
+        "moderation_enqueue_to_verdict_seconds_bucket",
         "moderation_stage_seconds_bucket", "moderation_batch_images_bucket", "moderation_risked_probability_bucket",
         "moderation_weights_info", "moderation_weights_loads_total", "moderation_duplicates_total",
         "moderation_reclaimed_total", "moderation_decoder_restarts_total",
@@ -203,6 +204,26 @@ def test_metrics_and_probes(busy_place: Place) -> None:
     assert worker.get("/healthz")[0] == 200
     assert worker.get("/readyz")[0] == 200
     assert worker.get("/nothing")[0] == 404
+
+
+def test_a_rescan_that_agrees_is_a_decision(busy_place: Place) -> None:
+    """It changes no verdict; but of changes alone a night of rescans would look like a version that only bans."""
+    worker = busy_place.workers[0]
+    ids = [busy_place.add(label=label) for label in ("approved", "approved", "risked")]
+
+    def counted() -> list[float]:
+        return [
+            worker.metric("moderation_verdicts_total"),
+            worker.metric("moderation_unchanged_total"),
+            worker.metric("moderation_decisions_total", label="approved", ban="0"),
+            worker.metric("moderation_decisions_total", label="risked", ban="1"),
+            worker.metric("moderation_risked_probability_count"),
+        ]
+
+    for more in ((3, 0, 2, 1, 3), (0, 3, 2, 1, 3)):
+        after = [a + b for a, b in zip(counted(), more, strict=True)]
+        busy_place.client.submit(ids, rescan=True)
+        wait_until(lambda after=after: counted() == after, "three decisions more")
 
 
 def test_colours_are_what_the_tests_think() -> None:

@@ -9,9 +9,11 @@ import redis
 from tests.support.waiting import wait_until
 from tests.support.worker import Broker, free_port
 from worker import bus, connection
+from worker.client import Moderation
 from worker.entry import Entry
 from worker.errors import UnavailableError
 from worker.intake import Intake
+from worker.overrule import Overruler
 from worker.publish import Outcome, Publisher
 from worker.verdict import Probabilities, Undecided, Verdict, parse
 
@@ -99,6 +101,21 @@ def test_which_verdict_stands(desk: Desk, first, second, rescan: bool, became: s
     assert 0 < desk.raw.ttl(bus.verdict_key("a")) <= TTL_S
 
 
+@pytest.mark.parametrize(
+    ("second", "judged"),
+    [(decided("approved"), True), (decided("risked", ban=True), True), (undecided(), False)],
+)
+def test_what_a_model_decided_is_told_apart(broker: Broker, desk: Desk, second, judged: bool) -> None:
+    """Whether it changes the verdict or agrees; not what a person's decision stands in for."""
+    desk.publish(decided("approved"))
+    [told] = desk.publisher.publish([Outcome(desk.deliver(rescan=True), second)])
+    assert told.judged == (second if judged else None)
+    Moderation(broker.url).correct("a", "approved", by="ann")
+    Overruler(connection.connect(broker.url), TTL_S).apply_waiting()
+    [told] = desk.publisher.publish([Outcome(desk.deliver(rescan=True), second)])
+    assert told.judged is None
+
+
 def asked(entry: Entry, document: Verdict, at_ms: int) -> Outcome:
     """The outcome of a request that was made at that moment."""
     moment = datetime.datetime.fromtimestamp(at_ms / 1000, datetime.UTC)
@@ -175,7 +192,7 @@ def test_a_server_that_became_a_replica_is_left(desk: Desk) -> None:
 
 def test_times_are_the_servers(desk: Desk) -> None:
     """decided_at is Redis's clock to the millisecond, written as everywhere."""
-    (_, at_ms, _), = desk.publisher.publish([Outcome(desk.deliver(), decided("approved"))])  # fmt: skip
+    at_ms = desk.publisher.publish([Outcome(desk.deliver(), decided("approved"))])[0][1]
     moment = datetime.datetime.fromtimestamp(at_ms / 1000, datetime.UTC)
     assert desk.standing().to_dict()["decided_at"] == moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at_ms % 1000:03d}Z"
 

@@ -7,7 +7,7 @@
 --       3 moderation:overrides                 people's decisions by content ID
 --       4 moderation:known                     the same by SHA-256
 --       5 moderation:withheld                  bans withheld by the open circuit breaker; '#opened' while it is open
---       6 moderation:ban-window                decided and banned lately, in slices of time
+--       6 moderation:ban-window                decided by models and banned lately, in slices of time
 --       and four for each outcome:
 --       1 the stream the entry came from       the entry leaves it here
 --       2 moderation:verdict:{content_id}      the standing verdict's document, with the TTL
@@ -104,13 +104,13 @@ local function publish(stream, verdict, alone, answered, v)
   local outcome = already(standing, v)
   local judged = not person and v.status == 'decided'
   local slice = math.floor(now / 1000 * SLICES / tonumber(WINDOW_S))
-  if not outcome and judged then
+  if judged and outcome ~= 'duplicate' then
     if redis.call('HGET', WINDOW, 'newest') ~= tostring(slice) then
       forget_other_slices(WINDOW, slice)
       redis.call('HSET', WINDOW, 'newest', tostring(slice))
       redis.call('EXPIRE', WINDOW, 2 * WINDOW_S)
     end
-    if v.instead ~= '' then
+    if not outcome and v.instead ~= '' then
       local open = redis.call('HEXISTS', WITHHELD, '#opened') == 1
       local reached, decided, bans = quota_reached(WINDOW)
       if open or reached then
@@ -121,7 +121,6 @@ local function publish(stream, verdict, alone, answered, v)
         outcome = already(standing, v)
         if not outcome then
           now = take_effect(verdict, VERDICTS, TTL_S, now, standing, v)
-          count(WINDOW, 'decided', slice)
           outcome = open and 'withheld' or 'opened'
         end
         local decided_at = outcome == 'unchanged' and standing.decided_at or iso(now)
@@ -132,18 +131,20 @@ local function publish(stream, verdict, alone, answered, v)
   end
   if not outcome then
     now = take_effect(verdict, VERDICTS, TTL_S, now, standing, v)
-    if judged then
-      count(WINDOW, 'decided', slice)
-      if v.instead ~= '' then
-        count(WINDOW, 'bans', slice)
-      end
-    end
     outcome = 'published'
   elseif of_other_bytes(outcome, standing, v) then
     -- Whoever looks at the picture now sees these, and a decision must not be kept for those before.
     redis.call('SET', verdict, finished(v.document, standing.decided_at, standing.supersedes), 'EX', TTL_S)
   elseif outcome == 'unchanged' then
     redis.call('EXPIRE', verdict, TTL_S)
+  end
+  if judged and outcome ~= 'duplicate' then
+    -- Rescans that agree, too: what they change is nearly all bans where a version had overlooked some, and of changes
+    -- alone they would be a share above any quota.
+    count(WINDOW, 'decided', slice)
+    if outcome == 'published' and v.instead ~= '' then
+      count(WINDOW, 'bans', slice)
+    end
   end
   if outcome ~= 'duplicate' and not withheld then
     redis.call('HDEL', WITHHELD, v.content_id) -- what was withheld before is settled by this
