@@ -1,5 +1,7 @@
 """All metrics of a worker process, a sentence each, in base units. Knows nothing but names and numbers."""
 
+import itertools
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from worker.errors import UNDECIDED_REASONS
@@ -9,6 +11,10 @@ from worker.verdict import Undecided, Verdict
 STAGES = ("fetch", "decode", "wait", "forward", "publish")
 RESTART_CAUSES = ("timeout", "crash", "killed")
 LOAD_OUTCOMES = ("loaded", "refused")
+# (label, ban, review) as verdicts have them.
+VERDICT_KINDS = (
+    *itertools.product(("approved", "not_suitable"), ("0",), ("0", "1")), ("risked", "0", "1"), ("risked", "1", "0"),
+)  # fmt: skip
 # From a GPU's few milliseconds to a backlog's hours.
 LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)
 STAGE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -125,6 +131,9 @@ class Metrics:
         """Names the version in service, and no other, and what was expected of it where its manifest says so."""
         self.loads.labels("loaded").inc()
         self.engine(weights, engine)
+        for label, ban, review in VERDICT_KINDS:  # at 0: a series that begins with its first shows no increase
+            self.verdicts.labels(label, ban, review, weights)
+            self.decisions.labels(label, ban, weights)
         self.reference_labels.clear()
         self.reference_risk.clear()
         if reference is not None:
