@@ -41,6 +41,8 @@ class StreamFigures:
 class Figures:
     """The whole service at one moment. Redis refuses writes where it uses `memory_max_bytes`; 0: no limit.
 
+    `writes_refused` says why it refuses them now; empty where it does not. Workers cannot announce themselves then.
+
     `records_ahead_s` is, by stream, how far the newest ID of verdicts, corrections and dead letters is dated ahead.
     """
 
@@ -51,6 +53,7 @@ class Figures:
     workers: tuple[WorkerInfo, ...]
     memory_bytes: int
     memory_max_bytes: int
+    writes_refused: str = ""
     records_ahead_s: dict[str, float] = field(default_factory=dict)
 
 
@@ -60,12 +63,34 @@ def read(client: redis.Redis) -> Figures:
         now_ms = bus.now_ms(client)
         streams = tuple(_stream(client, stream, now_ms) for stream in STREAMS)
         retrying, dead = client.zcard(bus.RETRY), client.xlen(bus.DEAD_LETTER)
-        memory: Any = client.info("memory")
+        info: Any = client.info("memory", "persistence")
+        writes_refused = _writes_refused(client, info)
         records_ahead_s = dict(_records_ahead(client, now_ms))
     return Figures(
         streams, retrying, dead, breaker.status(client), tuple(live_workers(client)),
-        memory_bytes=memory["used_memory"], memory_max_bytes=memory["maxmemory"], records_ahead_s=records_ahead_s,
+        memory_bytes=info["used_memory"], memory_max_bytes=info["maxmemory"],
+        writes_refused=writes_refused, records_ahead_s=records_ahead_s,
     )  # fmt: skip
+
+
+def _writes_refused(client: redis.Redis, info: dict[str, Any]) -> str:
+    """As the server itself reckons, without trying: this user may write nothing."""
+    counted = info["used_memory"] - info.get("mem_not_counted_for_evict", 0)
+    if 0 < info["maxmemory"] < counted and info["maxmemory_policy"] == "noeviction":
+        return "its memory limit is reached"
+    if info.get("aof_last_write_status", "ok") != "ok":
+        return "its append-only file cannot be written"
+    if info["rdb_last_bgsave_status"] != "ok" and _stops_without_snapshots(client):
+        return "its last snapshot failed"
+    return ""
+
+
+def _stops_without_snapshots(client: redis.Redis) -> bool:
+    """Not with deploy/redis, which makes none and where this user may not ask; others run servers of their own."""
+    with contextlib.suppress(redis.exceptions.ResponseError):
+        found: Any = client.config_get("save", "stop-writes-on-bgsave-error")
+        return bool(found["save"]) and found["stop-writes-on-bgsave-error"] == "yes"
+    return False
 
 
 def _stream(client: redis.Redis, stream: str, now_ms: int) -> StreamFigures:
@@ -124,6 +149,7 @@ FAMILIES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "moderation_workers": ("Live worker processes by weights.", ("weights",)),
     "moderation_redis_memory_bytes": ("Memory that Redis uses.", ()),
     "moderation_redis_memory_max_bytes": ("Where Redis refuses writes; 0: no limit is set.", ()),
+    "moderation_redis_writes_refused": ("1 while Redis refuses writes: no memory is left, or its disk takes none.", ()),
 }  # fmt: skip
 """Every gauge by name: what it is, and its labels."""
 
@@ -160,6 +186,7 @@ def _samples(figures: Figures) -> Iterator[tuple[str, Sequence[str], float]]:
     yield "moderation_withheld", [], figures.breaker.withheld
     yield "moderation_redis_memory_bytes", [], figures.memory_bytes
     yield "moderation_redis_memory_max_bytes", [], figures.memory_max_bytes
+    yield "moderation_redis_writes_refused", [], figures.writes_refused != ""
 
 
 def registry(client: redis.Redis) -> CollectorRegistry:

@@ -34,7 +34,7 @@ def draw(figures: Figures, promotion: HistoryEntry | str, now: datetime) -> Grou
         promotion: the last one in the weights store's history, or one sentence on why it is not known.
     """
     parts: list[RenderableType] = [_verdict_line(figures)]
-    parts += [_streams(figures), _workers(figures.workers, now) if figures.workers else Text("no worker is alive")]
+    parts += [_streams(figures), _workers(figures.workers, now) if figures.workers else _no_worker(figures)]
     parts.append(_promotion_line(promotion, now))
     parts.append(Text(f"waiting for another attempt: {figures.retrying}   dead letters: {figures.dead_letters}"))
     parts.append(Text("circuit breaker: " + ("closed" if figures.breaker.opened_at is None else "OPEN")))
@@ -61,8 +61,13 @@ def problems(figures: Figures) -> Iterator[str]:
             f"The ban circuit breaker is open since {breaker.opened_at} and withholds {breaker.withheld} bans "
             f"({breaker.bans} of {breaker.decided} opened it): see `moderation breaker status`."
         )
+    if figures.writes_refused:
+        yield (
+            f"Redis refuses writes ({figures.writes_refused}): nothing is enqueued or published, and workers wait. See "
+            "ModerationRedisRefusesWrites in the runbook."
+        )
     waiting = sum(stream.waiting for stream in figures.streams)
-    if not figures.workers:
+    if not figures.workers and not figures.writes_refused:
         yield f"No worker is alive and {waiting} content IDs wait: start one, see its log."
     for stream in figures.streams:
         if stream.oldest_waiting_s > OLDEST_WAITING_S[stream.stream]:
@@ -120,6 +125,10 @@ def _workers(workers: tuple[WorkerInfo, ...], now: datetime) -> Table:
             str(worker.in_work),
         )
     return table
+
+
+def _no_worker(figures: Figures) -> Text:
+    return Text("no worker is alive" if not figures.writes_refused else "workers cannot announce themselves")
 
 
 def _promotion_line(promotion: HistoryEntry | str, now: datetime) -> Text:

@@ -1,13 +1,19 @@
-"""A server at its memory limit refuses writes: a worker starts all the same, and works once there is memory."""
+"""A server without memory or disk refuses writes: it is told as that; a worker starts all the same, and works later."""
+
+import resource
+from pathlib import Path
 
 import pytest
 import redis
 
+from tests.support.guarded import GuardedServer, valkey
 from tests.support.place import Place
+from tests.support.waiting import wait_until
 from tests.support.worker import Broker
-from worker import bus, connection
+from worker import bus, connection, exporter, status
 from worker.errors import UnavailableError
 from worker.intake import STREAMS
+from worker.presence import Presence
 
 
 def fill(raw: redis.Redis) -> None:
@@ -43,3 +49,70 @@ def test_a_worker_starts_while_the_server_is_full(place: Place) -> None:
     assert place.client.verdict(waiting) is None
     raw.config_set("maxmemory", 0)
     assert place.client.wait(waiting, 60)[waiting].label == "approved"
+
+
+def refused(client: redis.Redis) -> float | None:
+    """The exporter's gauge, as this user may know it."""
+    return exporter.registry(client).get_sample_value("moderation_redis_writes_refused")
+
+
+def test_without_memory_workers_seem_gone_and_it_is_said_why(broker: Broker) -> None:
+    """They cannot announce themselves: "start one" would be the wrong thing to do."""
+    raw, client = broker.client(), connection.connect(broker.url)
+    presence = Presence(client, "c1", "gpu0@ant", "x")
+    presence.announce("v1", "cpu-fp32", 0)
+    assert refused(client) == 0
+    fill(raw)
+    with pytest.raises(UnavailableError, match="out of memory"):
+        presence.announce("v1", "cpu-fp32", 0)
+    raw.delete(bus.WORKER_PREFIX + "c1", bus.WORKERS)  # as their time runs out
+    figures = exporter.read(client)
+    assert (refused(client), figures.workers) == (1, ())
+    [first, *others] = status.problems(figures)
+    assert first.startswith("Redis refuses writes (its memory limit is reached)")
+    assert not any("No worker" in sentence for sentence in others)
+    raw.config_set("maxmemory-policy", "allkeys-lru")  # it makes room by itself, at a price that is not ours to ask
+    assert refused(client) == 0
+    raw.config_set("maxmemory-policy", "noeviction")
+    raw.config_set("maxmemory", 0)
+    assert refused(client) == 0
+
+
+def test_without_disk_it_is_said_to_the_user_dashboard(tmp_path: Path) -> None:
+    """deploy/redis, whose files may grow no further, and then may again."""
+    program = tmp_path / "server"
+    program.write_text(f"#!/bin/sh\ntrap '' XFSZ  # the signal's default would end it\nexec {valkey()} \"$@\"\n")
+    program.chmod(0o755)
+    with GuardedServer(tmp_path / "redis", str(program)) as server:
+        raw, client = server.client(), connection.connect(server.url_of("dashboard"))
+        assert refused(client) == 0
+        _, most = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (1, most))
+        raw.set("one", "more")
+        wait_until(lambda: refused(client) == 1, "the server to find its disk full")
+        with pytest.raises(redis.exceptions.ResponseError, match="MISCONF"):
+            raw.set("two", "more")
+        assert next(status.problems(exporter.read(client))).startswith(
+            "Redis refuses writes (its append-only file cannot be written)"
+        )
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (most, most))
+        wait_until(lambda: refused(client) == 0, "it to have written what it owed")
+
+
+def test_a_failed_snapshot_is_told_where_it_stops_writes(tmp_path: Path) -> None:
+    """A server with snapshots, which deploy/redis makes none of."""
+    broker = Broker(tmp_path / "valkey", save="")
+    try:
+        raw, client = broker.client(), connection.connect(broker.url)
+        (tmp_path / "valkey" / raw.config_get("dbfilename")["dbfilename"]).mkdir()
+        raw.bgsave()
+        wait_until(lambda: raw.info("persistence")["rdb_last_bgsave_status"] == "err", "the snapshot to fail")
+        assert refused(client) == 0 and raw.set("one", "more")
+        raw.config_set("save", "3600 1")
+        with pytest.raises(redis.exceptions.ResponseError, match="MISCONF"):
+            raw.set("two", "more")
+        assert refused(client) == 1
+        raw.config_set("stop-writes-on-bgsave-error", "no")
+        assert refused(client) == 0 and raw.set("two", "more")
+    finally:
+        broker.stop()
