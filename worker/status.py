@@ -23,6 +23,8 @@ from worker.presence import WorkerInfo
 # As the alerts of deploy/prometheus have it.
 OLDEST_WAITING_S = {"uploads": 60.0, "backfill": 86_400.0}
 AHEAD_S = 60.0
+RETRYING = 500
+MEMORY_SHARE = 0.8
 # Where there is no terminal to ask, such as in a file or over a pipe.
 WIDTH = 120
 
@@ -37,6 +39,7 @@ def draw(figures: Figures, promotion: HistoryEntry | str, now: datetime) -> Grou
     parts += [_streams(figures), _workers(figures.workers, now) if figures.workers else _no_worker(figures)]
     parts.append(_promotion_line(promotion, now))
     parts.append(Text(f"waiting for another attempt: {figures.retrying}   dead letters: {figures.dead_letters}"))
+    parts.append(Text(f"memory of Redis: {_memory(figures)}"))
     parts.append(Text("circuit breaker: " + ("closed" if figures.breaker.opened_at is None else "OPEN")))
     return Group(*parts)
 
@@ -77,6 +80,10 @@ def problems(figures: Figures) -> Iterator[str]:
     for name, ahead_s in figures.records_ahead_s.items():
         if ahead_s > AHEAD_S:
             yield f"An entry of {name} is dated {span(ahead_s)} ahead: see ModerationRecordDatedAhead in the runbook."
+    if figures.retrying > RETRYING:
+        yield f"{figures.retrying} pictures could not be fetched and wait for another attempt: see the content store."
+    if figures.memory_bytes > MEMORY_SHARE * figures.memory_max_bytes > 0 and not figures.writes_refused:
+        yield f"Redis uses {_memory(figures)}: see ModerationRedisMemoryShort in the runbook."
     if len({worker.weights for worker in figures.workers}) > 1:
         yield "Workers serve different weights versions: wait for a promotion to end, or see who refuses the champion."
     if figures.dead_letters:
@@ -90,6 +97,11 @@ def span(seconds: float) -> str:
         if whole >= unit:
             return f"{whole // unit} {name} {whole % unit // smaller} {smaller_name}"
     return f"{seconds:.1f} s"
+
+
+def _memory(figures: Figures) -> str:
+    used, limit = (f"{size / 2**20:,.0f} MiB" for size in (figures.memory_bytes, figures.memory_max_bytes))
+    return f"{used} of {limit if figures.memory_max_bytes else 'what there is: no limit is set'}"
 
 
 def _verdict_line(figures: Figures) -> Text:

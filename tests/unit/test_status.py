@@ -1,16 +1,19 @@
 """`moderation status`: what a person reads at night."""
 
 import io
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
+from tests.support.worker import REPOSITORY
 from worker import status
 from worker.breaker import Status
-from worker.exporter import Figures, StreamFigures
+from worker.exporter import FAMILIES, Figures, StreamFigures
 from worker.model.history import HistoryEntry
 from worker.presence import WorkerInfo
 
@@ -73,6 +76,15 @@ def test_a_service_that_works_is_said_to_be_well_on_one_screen() -> None:
         (replace(figures(workers=(worker(),)), records_ahead_s={"verdicts": 90_000.0}), "verdicts is dated 1 d 1 h"),
         (figures(workers=(worker(), worker(weights="vgg11-000000000000"))), "different weights versions"),
         (figures(workers=(worker(),), breaker=OPEN), "withholds 12 bans (140 of 600 opened it)"),
+        (replace(figures(workers=(worker(),)), retrying=501), "501 pictures could not be fetched"),
+        (
+            replace(figures(workers=(worker(),)), memory_bytes=3800 << 20, memory_max_bytes=4 << 30),
+            "Redis uses 3,800 MiB of 4,096 MiB",
+        ),
+        (
+            replace(figures(workers=()), writes_refused="its memory limit is reached"),
+            "Redis refuses writes (its memory",
+        ),
         (figures(workers=(worker(),), dead=2), "2 dead letters: see `moderation dead-letter list`"),
     ],
 )
@@ -80,6 +92,48 @@ def test_what_needs_somebody_stands_first(found: Figures, sentence: str) -> None
     text = shown(found)
     assert text.startswith("! ") and "All is well" not in text
     assert sentence in text.partition("stream")[0]
+
+
+AT_WORK = figures(workers=(worker(),))
+PAGES: dict[str, tuple[Figures, Figures]] = {
+    "ModerationNoWorker": (AT_WORK, figures(workers=())),
+    "ModerationUploadsWaitTooLong": (
+        figures(workers=(worker(),), oldest_s=60.0),
+        figures(workers=(worker(),), oldest_s=60.1),
+    ),
+    "ModerationRetriesPileUp": (replace(AT_WORK, retrying=500), replace(AT_WORK, retrying=501)),
+    "ModerationRecordDatedAhead": (
+        replace(AT_WORK, records_ahead_s={"verdicts": 60.0}),
+        replace(AT_WORK, records_ahead_s={"verdicts": 60.1}),
+    ),
+    "ModerationRedisMemoryShort": (
+        replace(AT_WORK, memory_bytes=800, memory_max_bytes=1000),
+        replace(AT_WORK, memory_bytes=801, memory_max_bytes=1000),
+    ),
+    "ModerationRedisRefusesWrites": (AT_WORK, replace(AT_WORK, writes_refused="its memory limit is reached")),
+    "ModerationCircuitBreakerOpen": (AT_WORK, figures(workers=(worker(),), breaker=OPEN)),
+}
+"""By page: figures at its threshold, and beyond."""
+
+
+def test_all_is_not_well_while_a_page_fires() -> None:
+    """Every page that rests on nothing but the exporter's figures, at its own threshold."""
+    rules = yaml.safe_load((REPOSITORY / "deploy" / "prometheus" / "rules" / "alerts.yml").read_text())
+    asked = {
+        rule["alert"]: set(re.findall(r"\bmoderation[a-z0-9_:]+", rule["expr"]))
+        for group in rules["groups"]
+        for rule in group["rules"]
+        if rule["labels"]["severity"] == "page"
+    }
+    assert PAGES.keys() == {alert for alert, names in asked.items() if names and names <= FAMILIES.keys()}
+    for alert, (quiet, beyond) in PAGES.items():
+        assert not list(status.problems(quiet)), alert
+        assert list(status.problems(beyond)), alert
+
+
+def test_memory_is_shown() -> None:
+    assert "memory of Redis: 1 MiB of what there is: no limit is set" in shown(AT_WORK)
+    assert "memory of Redis: 1 MiB of 4,096 MiB" in shown(replace(AT_WORK, memory_max_bytes=4 << 30))
 
 
 def test_a_machine_without_the_weights_store_says_so(tmp_path: Path) -> None:
