@@ -179,7 +179,12 @@ def test_everything_mounted_and_built_is_there(services: dict[str, Any]) -> None
 
 
 def test_prometheus_scrapes_what_compose_starts(services: dict[str, Any]) -> None:
-    """The shipped target files name services of the file, and Grafana's source is its Prometheus."""
+    """Every worker, whatever the profile; the target files name services of the file; Grafana's source is its
+    Prometheus."""
+    scraped = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    [named] = next(job for job in scraped if job["job_name"] == "moderation-worker")["dns_sd_configs"]
+    assert sorted(named["names"]) == sorted(name for name in services if name.startswith("worker-"))
+    assert named["port"] == Settings.model_fields["metrics_port"].default
     for file in (DEPLOY / "prometheus" / "targets").glob("*.yml"):
         for group in yaml.safe_load(file.read_text()):
             assert {target.partition(":")[0] for target in group["targets"]} <= services.keys()

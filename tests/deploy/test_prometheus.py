@@ -79,6 +79,21 @@ def _found(name: str, port: dict[str, Any], phase: str = "Running") -> dict[str,
     return {"targets": [f"10.0.0.1:{port['containerPort']}" if port else "10.0.0.1"], "labels": labels}
 
 
+def test_a_container_is_called_by_its_name(tmp_path: Path) -> None:
+    """As Prometheus labels what it finds in the DNS; what is listed in a file keeps its address."""
+    config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
+    config["rule_files"] = []
+    workers = config["scrape_configs"][0]
+    del workers["dns_sd_configs"]
+    workers["file_sd_configs"] = [{"files": [str(tmp_path / "found.yml")]}]
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+    container = {"targets": ["172.18.0.5:9101"], "labels": {"__meta_dns_name": "worker-gpu1"}}
+    (tmp_path / "found.yml").write_text(yaml.safe_dump([container, {"targets": ["ant:9102"]}]))
+    words = ("check", "service-discovery", "--timeout=2s", str(tmp_path / "prometheus.yml"), "moderation-worker")
+    instances = {target["labels"]["instance"] for target in json.loads(promtool(*words))}
+    assert instances == {"worker-gpu1/172.18.0.5:9101", "ant:9102"}
+
+
 def test_promtool_sees_every_alert_quiet_and_firing() -> None:
     """By its own unit tests of rules; none is left out."""
     files = sorted((SHIPPED / "tests").glob("*.test.yml"))
