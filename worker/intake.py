@@ -14,7 +14,7 @@ import redis
 
 from worker import bus
 from worker.entry import LONGEST_PAUSE_MS, SUSPECT_DELIVERIES, Entry, Malformed, parse
-from worker.errors import ModerationError, UnavailableError
+from worker.errors import UnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,9 @@ DUE_AT_ONCE = 500
 DUE_LOOKED_THROUGH = 2500
 # How long what its stream refuses is out of the way of the rest. A person mends a stream, which takes longer.
 REFUSED_PAUSE_MS = 10_000
+
+Raw = tuple[bytes, dict[bytes, bytes], int]
+"""(entry ID, fields, how often it was delivered)."""
 
 
 class Fates(NamedTuple):
@@ -73,22 +76,11 @@ class Intake:
     def take_over(self, stream: str, count: int) -> list[Entry]:
         """Claims up to `count` entries that their process has not refreshed for the take-over time.
 
-        Fewer where Redis fails in between: what is claimed is this process's to judge, and raises nothing.
+        Fewer where another process was faster.
         """
-        taken: list[Entry] = []
-        cursor: Any = "0-0"
-        while len(taken) < count:
-            try:
-                cursor, claimed = self._auto_claim(stream, cursor, count - len(taken))
-            except ModerationError as error:
-                if not taken:
-                    raise
-                logger.warning("no more claims are taken over for now: %s", error)
-                break
-            taken += claimed
-            if cursor == b"0-0":
-                break
-        return taken
+        if count <= 0:
+            return []
+        return self._parse(stream, self._claim_idle(stream, count, self._takeover_idle_ms))
 
     def refresh(self, entries: Iterable[Entry]) -> None:
         """Keeps claims from being taken over; the delivery count stays."""
@@ -188,23 +180,22 @@ class Intake:
     def _grouped(self, command: Callable[[], Any]) -> Any:
         return bus.grouped(self._redis, STREAMS, command)
 
-    def _auto_claim(self, stream: str, cursor: Any, count: int) -> tuple[Any, list[Entry]]:
-        reply = self._grouped(
-            lambda: self._redis.xautoclaim(
-                stream, bus.GROUP, self.consumer, self._takeover_idle_ms, start_id=cursor, count=count
-            )
+    def _claim_idle(self, stream: str, count: int, idle_ms: int) -> list[Raw]:
+        """The oldest claims idle for so long, now this process's; without what others took meanwhile, or what is gone.
+
+        Two calls, for XAUTOCLAIM is told how many to look at and not how many to find: with none to find it would take
+        hundreds of them to go through everybody's claims, for each process each second.
+        """
+        idle: Any = self._grouped(
+            lambda: self._redis.xpending_range(stream, bus.GROUP, min="-", max="+", count=count, idle=idle_ms)
         )
-        claimed = [(entry_id, fields) for entry_id, fields in reply[1] if fields]
-        if not claimed:
-            return reply[0], []
-        try:
-            deliveries = self._deliveries(stream, claimed[0][0], claimed[-1][0])
-        except ModerationError as error:  # they are this process's by now, however often they were delivered before
-            logger.warning("%d claims that were taken over are taken for suspects: %s", len(claimed), error)
-            deliveries = {}
-        return reply[0], self._parse(
-            stream, [(i, fields, deliveries.get(i, SUSPECT_DELIVERIES)) for i, fields in claimed]
+        if not idle:
+            return []
+        deliveries = {info["message_id"]: info["times_delivered"] + 1 for info in idle}
+        claimed: Any = self._grouped(
+            lambda: self._redis.xclaim(stream, bus.GROUP, self.consumer, idle_ms, list(deliveries))
         )
+        return [(entry_id, fields, deliveries[entry_id]) for entry_id, fields in claimed]
 
     def _claim(self, entries: Iterable[Entry], idle: int, retrycount: int | None = None) -> None:
         by_stream: dict[str, list[Any]] = {}
@@ -218,14 +209,7 @@ class Intake:
                 )
             )  # fmt: skip
 
-    def _deliveries(self, stream: str, first: bytes, last: bytes) -> dict[bytes, int]:
-        with bus.translated():
-            pending: Any = self._redis.xpending_range(
-                stream, bus.GROUP, min=first, max=last, count=10_000, consumername=self.consumer
-            )
-        return {info["message_id"]: info["times_delivered"] for info in pending}
-
-    def _parse(self, stream: str, raw: Iterable[tuple[bytes, dict[bytes, bytes], int]]) -> list[Entry]:
+    def _parse(self, stream: str, raw: Iterable[Raw]) -> list[Entry]:
         entries = []
         for entry_id, fields, deliveries in raw:
             entry = parse(stream, entry_id, fields, deliveries)

@@ -202,7 +202,7 @@ def test_ids_a_second_against_celery_tasks_that_do_nothing(tmp_path: Path, recor
     assert ours / fastest >= 8
 
 
-_SENT = ("evalsha", "xreadgroup", "mget", "xclaim", "xautoclaim")
+_SENT = ("evalsha", "xreadgroup", "mget", "xclaim", "xpending")
 
 
 def test_throughput_is_flat_to_a_backlog_of_a_hundred_thousand(tmp_path: Path, record: Record) -> None:

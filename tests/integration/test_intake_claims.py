@@ -71,31 +71,67 @@ def refuse(raw: redis.Redis, command: str) -> None:
     raw.execute_command("ACL", "SETUSER", "default", f"-{command}")
 
 
-def test_claims_whose_deliveries_cannot_be_read_are_suspects(raw: redis.Redis, intake: Intake) -> None:
-    """They are this process's by then; that others died of them is what must be thought of them."""
-    leave(raw, ["a", "b"])
-    refuse(raw, "xpending")
-    taken = intake.take_over(bus.UPLOADS, 8)
+def test_what_is_taken_over_was_delivered_once_more(raw: redis.Redis, intake: Intake) -> None:
+    """The oldest first; not what is fresh, and nothing of what has left the stream since, which nobody holds then."""
+    leave(raw, ["gone", "a", "b", "c"])
+    leave(raw, ["fresh"], idle_ms=0)
+    raw.xdel(bus.UPLOADS, raw.xrange(bus.UPLOADS, count=1)[0][0])
+    taken = intake.take_over(bus.UPLOADS, 3)
     assert [(entry.content_id, entry.deliveries, entry.suspect) for entry in taken] == [("a", 2, True), ("b", 2, True)]
+    held = raw.xpending_range(bus.UPLOADS, bus.GROUP, "-", "+", 10)
+    assert [(info["consumer"], info["times_delivered"]) for info in held] == [(b"living", 2)] * 2 + [(b"dead", 1)] * 2
+    assert [entry.content_id for entry in intake.take_over(bus.UPLOADS, 3)] == ["c"]
+    assert intake.take_over(bus.UPLOADS, 3) == [] == intake.take_over(bus.UPLOADS, -1)
 
 
-def test_what_was_taken_over_before_a_command_failed_is_kept(
-    raw: redis.Redis, intake: Intake, monkeypatch: pytest.MonkeyPatch
+def test_what_two_processes_see_idle_is_taken_over_by_one(
+    raw: redis.Redis, intake: Intake, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second of several calls is refused: what the first claimed is returned. Only a first refusal is raised."""
+    """The other is faster, between this one's look and its claim."""
+    leave(raw, ["a", "b"])
+    other = Intake(connection.connect(broker.url), "other", takeover_idle_s=1)
+    look = intake._redis.xpending_range
+
+    def then_the_other(*arguments: Any, **named: Any) -> Any:
+        seen = look(*arguments, **named)
+        assert [entry.content_id for entry in other.take_over(bus.UPLOADS, 1)] == ["a"]
+        return seen
+
+    monkeypatch.setattr(intake._redis, "xpending_range", then_the_other)
+    assert [(entry.content_id, entry.deliveries) for entry in intake.take_over(bus.UPLOADS, 2)] == [("b", 2)]
+
+
+@pytest.mark.parametrize("command", ["xpending", "xclaim"])
+def test_a_take_over_that_is_refused_is_said_and_takes_nothing(raw: redis.Redis, intake: Intake, command: str) -> None:
+    """Neither the look nor the claim."""
     leave(raw, ["a"])
-    leave(raw, [f"fresh{number}" for number in range(40)], idle_ms=0)  # one call looks at ten times as many as it wants
-    autoclaim = intake._redis.xautoclaim
-
-    def once(*arguments: Any, **named: Any) -> Any:
-        reply = autoclaim(*arguments, **named)
-        refuse(raw, "xautoclaim")
-        return reply
-
-    monkeypatch.setattr(intake._redis, "xautoclaim", once)
-    assert [entry.content_id for entry in intake.take_over(bus.UPLOADS, 2)] == ["a"]
+    refuse(raw, command)
     with pytest.raises(ModerationError):
         intake.take_over(bus.UPLOADS, 2)
+    raw.execute_command("ACL", "SETUSER", "default", f"+{command}")
+    assert [entry.deliveries for entry in intake.take_over(bus.UPLOADS, 2)] == [2]
+
+
+def test_a_take_over_that_finds_nothing_costs_one_call(raw: redis.Redis, intake: Intake) -> None:
+    """However many fresh claims others have: fifty processes look every second."""
+    with raw.pipeline() as at_once:
+        for content_id in range(3000):
+            at_once.xadd(bus.UPLOADS, {"content_id": content_id})
+        at_once.execute()
+    raw.xreadgroup(bus.GROUP, "busy", {bus.UPLOADS: ">"}, count=3000)
+    raw.config_resetstat()
+    for stream in (bus.UPLOADS, bus.BACKFILL):
+        assert intake.take_over(stream, 8) == []
+    calls = {name: stat["calls"] for name, stat in raw.info("commandstats").items() if name.startswith("cmdstat_x")}
+    assert calls == {"cmdstat_xpending": 2}
+
+
+def test_a_group_that_vanished_is_made_again_by_the_next_take_over(raw: redis.Redis, intake: Intake) -> None:
+    """And what is in the stream is there for whoever reads next."""
+    leave(raw, ["a"])
+    raw.xgroup_destroy(bus.UPLOADS, bus.GROUP)
+    assert intake.take_over(bus.UPLOADS, 2) == []
+    assert [entry.content_id for entry in intake.read([bus.UPLOADS], 2)] == ["a"]
 
 
 def test_uploads_taken_over_are_kept_where_backfill_cannot_be(raw: redis.Redis, intake: Intake) -> None:
