@@ -25,9 +25,10 @@ BROKEN_DEVICE = b"device:"
 CONSUMER_IDLE_MS = 3_600_000
 # What a clean stop gives back is idle enough at once for the others to take it.
 GIVEN_BACK_IDLE_MS = 60_000
-DUE_AT_ONCE = 500
-# Where more are due: so many of them are looked through for uploads each time, in a few milliseconds of the server's.
-DUE_LOOKED_THROUGH = 2500
+# By each process each second; the server answers nobody else meanwhile, for some 5 ms.
+DUE_AT_ONCE = 100
+# Where more are due: so many of them are looked through for uploads each time, in two of these.
+DUE_LOOKED_THROUGH = 500
 # How long what its stream refuses is out of the way of the rest. A person mends a stream, which takes longer.
 REFUSED_PAUSE_MS = 10_000
 
