@@ -6,6 +6,7 @@ Redis streams, consumer group `moderation`. Entries come in by `read` and `take_
 
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,8 +33,8 @@ DUE_LOOKED_THROUGH = 500
 # How long what its stream refuses is out of the way of the rest. A person mends a stream, which takes longer.
 REFUSED_PAUSE_MS = 10_000
 
-Raw = tuple[bytes, dict[bytes, bytes], int]
-"""(entry ID, fields, how often it was delivered)."""
+Raw = tuple[str, bytes, dict[bytes, bytes], int]
+"""(stream, entry ID, fields, how often it was delivered)."""
 
 
 class Fates(NamedTuple):
@@ -51,6 +52,8 @@ class Intake:
         self.consumer = consumer
         self._takeover_idle_ms = int(takeover_idle_s * 1000)
         self._looks = itertools.count()
+        # Redis's clock and this process's at one moment; its own until Redis has been asked, which is before any work.
+        self._clock = int(time.time() * 1000), time.monotonic()
         self._drop = client.register_script(bus.script("entries", "drop"))
         self._postpone = client.register_script(bus.script("entries", "postpone"))
         self._due = client.register_script(bus.script("due"))
@@ -68,11 +71,9 @@ class Intake:
                 bus.GROUP, self.consumer, dict.fromkeys(streams, ">"), count=count, block=block_ms
             )
         )
-        return [
-            entry
-            for stream, entries in reply or []
-            for entry in self._parse(stream.decode(), [(entry_id, fields, 1) for entry_id, fields in entries])
-        ]
+        return self._parse(
+            (stream.decode(), entry_id, fields, 1) for stream, entries in reply or [] for entry_id, fields in entries
+        )
 
     def take_over(self, stream: str, count: int) -> list[Entry]:
         """Claims up to `count` entries that their process has not refreshed for the take-over time.
@@ -81,7 +82,7 @@ class Intake:
         """
         if count <= 0:
             return []
-        return self._parse(stream, self._claim_idle(stream, count, self._takeover_idle_ms))
+        return self._parse(self._claim_idle(stream, count, self._takeover_idle_ms))
 
     def refresh(self, entries: Iterable[Entry]) -> None:
         """Keeps claims from being taken over; the delivery count stays."""
@@ -175,8 +176,15 @@ class Intake:
             self._grouped(partial(self._prune, keys=[stream], args=[bus.GROUP, CONSUMER_IDLE_MS]))
 
     def now_ms(self) -> int:
-        """Redis's clock."""
-        return bus.now_ms(self._redis)
+        """Redis's clock, asked."""
+        now_ms = bus.now_ms(self._redis)
+        self._clock = now_ms, time.monotonic()
+        return now_ms
+
+    def clock_ms(self) -> int:
+        """Redis's clock as it goes on from when it was last asked, which is about once a second; asks nobody."""
+        asked_ms, asked = self._clock
+        return asked_ms + int(1000 * (time.monotonic() - asked))
 
     def _grouped(self, command: Callable[[], Any]) -> Any:
         return bus.grouped(self._redis, STREAMS, command)
@@ -196,7 +204,7 @@ class Intake:
         claimed: Any = self._grouped(
             lambda: self._redis.xclaim(stream, bus.GROUP, self.consumer, idle_ms, list(deliveries))
         )
-        return [(entry_id, fields, deliveries[entry_id]) for entry_id, fields in claimed]
+        return [(stream, entry_id, fields, deliveries[entry_id]) for entry_id, fields in claimed]
 
     def _claim(self, entries: Iterable[Entry], idle: int, retrycount: int | None = None) -> None:
         by_stream: dict[str, list[Any]] = {}
@@ -210,17 +218,21 @@ class Intake:
                 )
             )  # fmt: skip
 
-    def _parse(self, stream: str, raw: Iterable[Raw]) -> list[Entry]:
+    def _parse(self, raw: Iterable[Raw]) -> list[Entry]:
         entries = []
-        for entry_id, fields, deliveries in raw:
+        malformed: list[tuple[str, Malformed]] = []
+        for stream, entry_id, fields, deliveries in raw:
             entry = parse(stream, entry_id, fields, deliveries)
             if isinstance(entry, Entry):
                 entries.append(entry)
-                continue
-            try:
-                self._bury_malformed(stream, entry)
-            except UnavailableError as error:  # left to be taken over, and no reason to leave the others, too
-                logger.error("%s cannot be put among the dead letters: %s", entry_id.decode(), error)
+            else:
+                malformed.append((stream, entry))
+        try:
+            for stream, found in malformed:
+                self._bury_malformed(stream, found)
+        except UnavailableError as error:
+            # Left to be taken over: no reason to leave the others, too, nor to wait for a time-out with each of them.
+            logger.error("malformed entries cannot be put among the dead letters: %s", error)
         return entries
 
     def _bury_malformed(self, stream: str, entry: Malformed) -> None:

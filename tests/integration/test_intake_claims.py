@@ -1,10 +1,12 @@
 """What a process has claimed it keeps, whichever command after that fails; on a real server that refuses it."""
 
+import time
 from typing import Any, cast
 
 import pytest
 import redis
 
+from tests.support.proxy import Proxy
 from tests.support.worker import Broker
 from worker import bus, connection
 from worker.entry import Entry
@@ -152,3 +154,21 @@ def test_uploads_taken_over_are_kept_where_backfill_cannot_be(raw: redis.Redis, 
     puller._turn()
     assert [entry.content_id for entry in puller._held()] == ["a", "b"]
     assert puller._claimed == [], "not handed on"
+
+
+def test_malformed_entries_wait_together_for_a_server_that_says_nothing(raw: redis.Redis, broker: Broker) -> None:
+    """It answers no more once it gave out four: one time-out for all of them, and what was between them is claimed."""
+    timeout_s = 1.0
+    with Proxy(broker.port, dark_at=b"EVALSHA") as proxy:
+        url = f"redis://127.0.0.1:{proxy.port}/0?socket_timeout={timeout_s}"
+        intake = Intake(connection.connect(url), "living", takeover_idle_s=0)
+        intake.ensure_groups()
+        for content_id in ("no/1", "a", "no/2", "no/3", "b", "no/4"):
+            raw.xadd(bus.UPLOADS, {"content_id": content_id})
+        began = time.monotonic()
+        assert [entry.content_id for entry in intake.read([bus.UPLOADS], 8)] == ["a", "b"]
+        assert timeout_s <= time.monotonic() - began < 2 * timeout_s
+    assert raw.xlen(bus.DEAD_LETTER) == 0
+    later = Intake(connection.connect(broker.url), "later", takeover_idle_s=0)
+    assert [entry.content_id for entry in later.take_over(bus.UPLOADS, 8)] == ["a", "b"]
+    assert raw.xlen(bus.DEAD_LETTER) == 4

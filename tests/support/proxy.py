@@ -10,14 +10,19 @@ from typing import Self
 class Proxy:
     """Forwards a port of its own on loopback to `target`, in a thread of its own.
 
+    Args:
+        target: the port.
+        dark_at: a connection goes dark, as by `go_dark`, with the first bytes from the client that have this in them.
+
     Attributes:
         swallowed: bytes that lost connections took and passed to nobody, by who sent them.
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, *, dark_at: bytes | None = None) -> None:
         self.port = 0
         self.swallowed = {"client": 0, "server": 0}
         self._target = target
+        self._dark_at = dark_at
         self._dark = asyncio.Event()
         self._started = threading.Event()
         self._loop = asyncio.new_event_loop()
@@ -49,7 +54,7 @@ class Proxy:
             task.cancel()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        dark = self._dark
+        dark = self._dark if self._dark_at is None else asyncio.Event()
         try:
             back_reader, back_writer = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
@@ -73,6 +78,8 @@ class Proxy:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                if self._dark_at is not None and sender == "client" and self._dark_at in data:
+                    dark.set()
                 if dark.is_set():
                     self.swallowed[sender] += len(data)
                     continue

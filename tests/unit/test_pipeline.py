@@ -1,9 +1,11 @@
 """The pipeline by itself: what stands still is told from what had nothing to do, and where it decides."""
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +30,7 @@ from worker.pipeline import Pipeline
 from worker.publish import Outcome, Publisher
 
 IDLE_S = 1.5
+FETCH_THREADS = 4
 
 
 class Version:
@@ -55,27 +58,37 @@ def version() -> Version:
 @pytest.fixture
 def pipeline(broker: Broker, tmp_path: Path, version: Version) -> Iterator[Pipeline]:
     """A pipeline whose content folder holds nothing but what a test puts there, and whose network likes everything."""
+    bus.ensure_groups(broker.client(), (bus.UPLOADS, bus.BACKFILL))
+    with made_pipeline(broker.url, tmp_path, version) as made:
+        yield made
+
+
+@contextmanager
+def made_pipeline(url: str, content: Path, version: Version, *, retry_s: float = 0.0) -> Iterator[Pipeline]:
+    """As the fixture's, with Redis at `url`."""
 
     def score(frames: Frames) -> Scores:
         return Scores(np.array([[0.8, 0.1, 0.1]] * len(frames), np.float32), version)
 
-    client = connection.connect(broker.url)
+    client = connection.connect(url)
     intake = Intake(client, "test", 15)
-    intake.ensure_groups()
     batcher = Batcher(score, max_images=1)
     decoders = DecoderPool(Preprocessing(), DecodeLimits(), processes=1, timeout_s=5, memory_bytes=2**30)
     made = Pipeline(
-        content=ContentStore(f"file://{tmp_path}/{{content_id}}", max_bytes=100_000, timeout_s=1),
+        content=ContentStore(f"file://{content}/{{content_id}}", max_bytes=100_000, timeout_s=1),
         decoders=decoders,
         batcher=batcher,
         publisher=Publisher(client, 100),
         intake=intake,
         metrics=Metrics(),
-        rules=Rules("held", 0.0, 0.0, 0.0),
-        fetch_threads=2,
+        rules=Rules("held", 0.0, retry_s, retry_s),
+        fetch_threads=FETCH_THREADS,
     )
     yield made
     made.close()
+    for hung in filter(Path.is_fifo, content.iterdir()):
+        with suppress(OSError):  # nobody reads it
+            os.close(os.open(hung, os.O_WRONLY | os.O_NONBLOCK))  # its fetch ends, or its thread would outlive the test
     batcher.close()
     decoders.close()
 
@@ -179,3 +192,25 @@ def test_whatever_becomes_of_a_picture_its_bytes_are_let_go(pipeline: Pipeline, 
     }
     assert pipeline._fetchers._held_bytes == 0
     client.close()
+
+
+def test_fetches_that_hang_wait_for_no_server_that_says_nothing(tmp_path: Path, version: Version) -> None:
+    """All of them are given up at once, for the thread that does so has claims and a watchdog to see to; none is left
+    to others, who would take them for what killed this process."""
+    timeout_s = 1.0
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the system accepts for it
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0?socket_timeout={timeout_s}"
+        with made_pipeline(url, tmp_path, version, retry_s=60) as pipeline:
+            hung = [entry(number, f"hung{number}") for number in range(FETCH_THREADS)]
+            for one in hung:
+                os.mkfifo(tmp_path / one.content_id)
+            began = time.monotonic()
+            pipeline.accept(hung)
+
+            def given_up() -> bool:
+                pipeline.leave_overdue(0.1, 120)
+                return pipeline.fetchers_hang()
+
+            wait_until(given_up, "all fetches to be given up")
+            assert time.monotonic() - began < timeout_s
+            assert len(pipeline.in_work()) == FETCH_THREADS
