@@ -35,6 +35,11 @@ class Entry:
     """By reason: the store may be away first, and the object not be there yet when it is back."""
 
     @property
+    def key(self) -> tuple[str, bytes]:
+        """What tells it from every other: no two entries of a stream have the same ID."""
+        return self.stream, self.entry_id
+
+    @property
     def backfill(self) -> bool:
         """Whether it waits in the stream that uploads go before."""
         return self.stream == bus.BACKFILL

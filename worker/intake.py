@@ -7,7 +7,7 @@ Redis streams, consumer group `moderation`. Entries come in by `read` and `take_
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,6 +26,8 @@ BROKEN_DEVICE = b"device:"
 CONSUMER_IDLE_MS = 3_600_000
 # What a clean stop gives back is idle enough at once for the others to take it.
 GIVEN_BACK_IDLE_MS = 60_000
+# More than a process can have.
+MOST_CLAIMS = 10_000
 # By each process each second; the server answers nobody else meanwhile, for some 5 ms.
 DUE_AT_ONCE = 100
 # Where more are due: so many of them are looked through for uploads each time, in two of these.
@@ -82,7 +84,24 @@ class Intake:
         """
         if count <= 0:
             return []
-        return self._parse(self._claim_idle(stream, count, self._takeover_idle_ms))
+        idle = self._pending(stream, count, idle=self._takeover_idle_ms)
+        return self._parse(self._take(stream, idle, self._takeover_idle_ms))
+
+    def regain(self, stream: str, known: Container[tuple[str, bytes]]) -> list[Entry]:
+        """Claims of this process that are not among `known` keys of entries: they came with an answer that was lost.
+
+        They stay delivered as often as they are, for no process has died of them.
+        """
+        by_count: dict[int, list[dict[str, Any]]] = {}
+        for claim in self._pending(stream, MOST_CLAIMS, consumername=self.consumer):
+            if (stream, claim["message_id"]) not in known:
+                by_count.setdefault(claim["times_delivered"], []).append(claim)
+        raw: list[Raw] = []
+        for deliveries, claims in by_count.items():
+            # What another has taken over since it was looked at is idle for less than any of these.
+            idle_ms = min(claim["time_since_delivered"] for claim in claims)
+            raw += self._take(stream, claims, idle_ms, deliveries)
+        return self._parse(raw)
 
     def refresh(self, entries: Iterable[Entry]) -> None:
         """Keeps claims from being taken over; the delivery count stays."""
@@ -189,22 +208,29 @@ class Intake:
     def _grouped(self, command: Callable[[], Any]) -> Any:
         return bus.grouped(self._redis, STREAMS, command)
 
-    def _claim_idle(self, stream: str, count: int, idle_ms: int) -> list[Raw]:
-        """The oldest claims idle for so long, now this process's; without what others took meanwhile, or what is gone.
+    def _pending(self, stream: str, count: int, **wanted: Any) -> list[dict[str, Any]]:
+        """The oldest claims that are one consumer's, or idle for so long.
 
-        Two calls, for XAUTOCLAIM is told how many to look at and not how many to find: with none to find it would take
-        hundreds of them to go through everybody's claims, for each process each second.
+        XAUTOCLAIM is told how many to look at and not how many to find: with none to find it would take hundreds of
+        calls to go through everybody's claims, for each process each second. This is one.
         """
-        idle: Any = self._grouped(
-            lambda: self._redis.xpending_range(stream, bus.GROUP, min="-", max="+", count=count, idle=idle_ms)
-        )
-        if not idle:
+        command = partial(self._redis.xpending_range, stream, bus.GROUP, min="-", max="+", count=count, **wanted)
+        return list(self._grouped(command))
+
+    def _take(
+        self, stream: str, claims: Sequence[dict[str, Any]], idle_ms: int, deliveries: int | None = None
+    ) -> list[Raw]:
+        """What of these is idle for so long still, now this process's: delivered once more, or so often in all.
+
+        What is not in the stream any more is nobody's then.
+        """
+        if not claims:
             return []
-        deliveries = {info["message_id"]: info["times_delivered"] + 1 for info in idle}
-        claimed: Any = self._grouped(
-            lambda: self._redis.xclaim(stream, bus.GROUP, self.consumer, idle_ms, list(deliveries))
+        counts = {claim["message_id"]: deliveries or claim["times_delivered"] + 1 for claim in claims}
+        command = partial(
+            self._redis.xclaim, stream, bus.GROUP, self.consumer, idle_ms, list(counts), retrycount=deliveries
         )
-        return [(stream, entry_id, fields, deliveries[entry_id]) for entry_id, fields in claimed]
+        return [(stream, entry_id, fields, counts[entry_id]) for entry_id, fields in self._grouped(command)]
 
     def _claim(self, entries: Iterable[Entry], idle: int, retrycount: int | None = None) -> None:
         by_stream: dict[str, list[Any]] = {}

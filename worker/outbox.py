@@ -87,14 +87,14 @@ class Outbox:
         failures = 0
         while (fresh := self._gather(wait=not refused)) is not None:
             again = dict(itertools.islice(refused.items(), AGAIN_AT_ONCE))
-            results = again | {_key(result): result for result in fresh}
+            results = again | {result.entry.key: result for result in fresh}
             refused = {key: result for key, result in refused.items() if key not in results}
             try:
                 kept, error = self._carry(list(results.values()))
             except Exception as unexpected:
                 # Whatever it is, this thread is the only way out of the process and must go on.
                 kept, error = list(results.values()), unexpected
-            refused |= {_key(result): result for result in kept}
+            refused |= {result.entry.key: result for result in kept}
             self._refused = len(refused)
             if error is None:
                 failures = 0
@@ -166,10 +166,6 @@ class Outbox:
             self._metrics.judged(became.judged)
         if became.result == "opened":
             logger.critical("bans are above the quota: the circuit breaker is open and withholds them")
-
-
-def _key(result: Result) -> tuple[str, bytes]:
-    return result.entry.stream, result.entry.entry_id
 
 
 def _log(outcomes: Sequence[Outcome], became: Sequence[Published | ModerationError]) -> None:

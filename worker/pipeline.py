@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 # How far back the rate of judging is measured: what may be in work is what was judged in that time.
 RATE_WINDOW_S = 2.0
+# So many of what was left to others are remembered, far more than can be before others have them.
+MOST_LEFT = 10_000
 
 
 @dataclass(eq=False, slots=True)
@@ -71,6 +73,7 @@ class Pipeline:
         self._fetchers = FetchPool(content.fetch, fetch_threads)
         self._changed = threading.Condition()
         self._items: dict[tuple[str, bytes], Item] = {}
+        self._left: deque[tuple[str, bytes]] = deque(maxlen=MOST_LEFT)
         self._judged: deque[tuple[float, int]] = deque()
         self._last_progress = time.monotonic()
         self._stood_still_s = 0.0  # with work in hand, when the last of it was given up
@@ -86,7 +89,7 @@ class Pipeline:
             if not self._items:  # time without work counts neither as progress nor as standstill
                 self._last_progress = now - self._stood_still_s
             for item in items:
-                self._items[item.entry.stream, item.entry.entry_id] = item
+                self._items[item.entry.key] = item
         for item in items:
             self._fetchers.submit(item.entry.content_id, partial(self._guarded, self._fetched, item))
 
@@ -95,7 +98,7 @@ class Pipeline:
         now = time.monotonic()
         item = Item(entry, now, now)
         with self._changed:
-            self._items[entry.stream, entry.entry_id] = item
+            self._items[entry.key] = item
         document = self._undecided(item, ContentError("model_failed", reason))
         self._outbox.put(Outcome(entry, document, dead_letter=("killed_its_worker", reason)))
 
@@ -103,6 +106,11 @@ class Pipeline:
         """The pictures in work."""
         with self._changed:
             return list(self._items.values())
+
+    def left(self) -> set[tuple[str, bytes]]:
+        """The keys of entries lately left to others: Redis holds them to be this process's until another takes them."""
+        with self._changed:
+            return set(self._left)
 
     def held_up(self) -> int:
         """Of the pictures in work, how many wait for somebody else: for a fetch that takes long, or for Redis."""
@@ -142,7 +150,8 @@ class Pipeline:
         with self._changed:
             worked = bool(self._items)
             for item in items:
-                self._items.pop((item.entry.stream, item.entry.entry_id), None)
+                self._items.pop(item.entry.key, None)
+                self._left.append(item.entry.key)
             if worked and not self._items:
                 self._stood_still_s = time.monotonic() - self._last_progress
             self._changed.notify_all()
@@ -208,7 +217,7 @@ class Pipeline:
             return
         now = time.monotonic()
         with self._changed:
-            finished = sum(self._items.pop((entry.stream, entry.entry_id), None) is not None for entry in entries)
+            finished = sum(self._items.pop(entry.key, None) is not None for entry in entries)
             self._judged.append((now, finished))
             self._forget_old_rates()
             self._last_progress = now

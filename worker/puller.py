@@ -250,12 +250,34 @@ class Puller:
             self._intake.wake_due()
         except ModerationError as error:  # a stream that takes no entry must not end take-over and the watchdog
             logger.error("what waits for another attempt stays where it is: %s", error)
+        if self._connected_for_s() <= self._takeover_idle_s + HOUSEKEEPING_S:
+            self._regain()  # before anybody may take them over, this process included
         if self._alone is None and self._connected_for_s() >= self._takeover_idle_s:
             self._take_over()
         if time.monotonic() - self._pruned >= PRUNE_S:
             self._pruned = time.monotonic()
             self._intake.prune_consumers()
         self._on_housekeeping()
+
+    def _regain(self) -> None:
+        """Takes up claims whose answer was lost: a server that stood still carries them out when it goes on.
+
+        Left alone they would wait to be taken over, and be suspects then. More than once, for what a network held up
+        may reach the server after what was sent later.
+        """
+        # Safe, for this is noted before Redis is asked, and only this thread claims: what is this process's even then
+        # and not in here was never handed out. What leaves meanwhile is in here, and so is what was abandoned: that is
+        # for others, and its claim must get no younger.
+        known = {entry.key for entry in self._held()} | self._pipeline.left()
+        for stream in (bus.UPLOADS, bus.BACKFILL):
+            try:
+                regained = self._intake.regain(stream, known)
+            except ModerationError as error:  # looked for again; a stream that cannot be read must not end take-over
+                logger.error("whether claims were lost on their way cannot be told: %s", error)
+                continue
+            if regained:
+                logger.warning("%d claims had come with an answer that was lost", len(regained))
+                self._claimed += regained
 
     def _take_over(self) -> None:
         """Claims what dead processes left; each stream's at once in memory, for the next command may fail."""

@@ -15,6 +15,7 @@ from tests.support.flaky_content import FlakyContent
 from tests.support.pictures import picture
 from tests.support.place import Place
 from tests.support.processes import listens_at
+from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
 from tests.support.worker import free_port
 from worker.app import app as moderation_app
@@ -313,6 +314,41 @@ def test_a_store_that_was_away_leaves_the_picture_its_time_to_appear(place: Plac
         wait_until(lambda: waits_with("not_found_since_ms"), "a 404 that is waited for", 60)
         (place.folder / "later").rename(place.content / content_id)
         assert place.client.wait(content_id, 60)[content_id].label == "approved"
+
+
+def test_claims_whose_answer_was_lost_are_judged_as_if_it_had_come(place: Place) -> None:
+    """The server hands them out over a connection that nothing comes through any more, as one that stood still for
+    longer than the time-out does: they are judged once there is another, side by side and by the same worker."""
+    raw = place.broker.client()
+
+    def alone() -> list[bytes]:
+        return list(raw.scan_iter("moderation:alone:*"))
+
+    def waits_for_work() -> bool:
+        return any(one["cmd"] == "xreadgroup" and "b" in one["flags"] for one in raw.client_list())
+
+    with Proxy(place.broker.port) as proxy:
+        url = f"redis://127.0.0.1:{proxy.port}/0"
+        worker = place.start_worker(redis_url=url, takeover_idle_s="6").wait_ready()
+        for _ in range(5):
+            ids = [place.add() for _ in range(3)]
+            wait_until(waits_for_work, "the worker to wait for work")
+            proxy.go_dark()
+            with raw.pipeline(transaction=True) as at_once:
+                for content_id in ids:
+                    at_once.xadd("moderation:uploads", {"content_id": content_id})
+                at_once.execute()
+            lost = raw.xpending("moderation:uploads", "moderation")["pending"]
+            began = time.monotonic()
+            wait_until(lambda: alone() or set(ids) <= set(place.entries()), "verdicts", 60)  # noqa: B023
+            assert not alone(), "they are taken for suspects"
+            assert time.monotonic() - began < 5 + 6, "a time-out, and less than they would have to wait for others"
+            if lost == len(ids):
+                break
+        else:
+            raise AssertionError("no answer was lost: this shows nothing")
+        assert worker.metric("moderation_reclaimed_total") == 0
+        assert "3 claims had come with an answer that was lost" in worker.log()
 
 
 def test_without_redis_an_idle_worker_is_never_ready(place: Place) -> None:

@@ -1,5 +1,6 @@
 """What a process has claimed it keeps, whichever command after that fails; on a real server that refuses it."""
 
+import contextlib
 import time
 from typing import Any, cast
 
@@ -24,10 +25,15 @@ class EmptyPipeline:
 
     def __init__(self) -> None:
         self.accepted: list[Entry] = []
+        self.abandoned: set[tuple[str, bytes]] = set()
 
     def in_work(self) -> list[Any]:
         """Nothing."""
         return []
+
+    def left(self) -> set[tuple[str, bytes]]:
+        """What a test says."""
+        return self.abandoned
 
     def held_up(self) -> int:
         """Of nothing."""
@@ -43,6 +49,14 @@ class EmptyPipeline:
     def accept(self, entries: list[Entry]) -> None:
         """Takes them."""
         self.accepted += entries
+
+
+def puller_of(intake: Intake, pipeline: EmptyPipeline, takeover_idle_s: float) -> Puller:
+    """Not started: a test takes its steps."""
+    return Puller(
+        intake, cast(Pipeline, pipeline), Metrics(), max_batch=8, in_flight=1, claim_deadline_s=120,
+        fetch_timeout_s=30, takeover_idle_s=takeover_idle_s, watch=lambda: None, on_housekeeping=lambda: None,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -138,11 +152,7 @@ def test_a_group_that_vanished_is_made_again_by_the_next_take_over(raw: redis.Re
 
 def test_uploads_taken_over_are_kept_where_backfill_cannot_be(raw: redis.Redis, intake: Intake) -> None:
     """The backfill's key is something else: the uploads claimed just before are held, and wait for their turn."""
-    pipeline = EmptyPipeline()
-    puller = Puller(
-        intake, cast(Pipeline, pipeline), Metrics(), max_batch=8, in_flight=1, claim_deadline_s=120,
-        fetch_timeout_s=30, takeover_idle_s=0, watch=lambda: None, on_housekeeping=lambda: None,
-    )  # fmt: skip
+    puller = puller_of(intake, EmptyPipeline(), takeover_idle_s=0)
     leave(raw, ["a", "b"])
     raw.delete(bus.BACKFILL)
     raw.set(bus.BACKFILL, "no stream")
@@ -172,3 +182,63 @@ def test_malformed_entries_wait_together_for_a_server_that_says_nothing(raw: red
     later = Intake(connection.connect(broker.url), "later", takeover_idle_s=0)
     assert [entry.content_id for entry in later.take_over(bus.UPLOADS, 8)] == ["a", "b"]
     assert raw.xlen(bus.DEAD_LETTER) == 4
+
+
+def test_claims_whose_answer_was_lost_are_found_as_they_are(raw: redis.Redis, intake: Intake) -> None:
+    """By a process that has one of its five: one was taken over, and is a suspect; others' are left alone."""
+    leave(raw, ["taken"])
+    intake.take_over(bus.UPLOADS, 8)
+    for content_id in ("had", "read1", "no/id", "read2", "theirs"):
+        raw.xadd(bus.UPLOADS, {"content_id": content_id})
+    [had] = intake.read([bus.UPLOADS], 1)
+    intake.read([bus.UPLOADS], 3)
+    raw.xreadgroup(bus.GROUP, "other", {bus.UPLOADS: ">"})
+    before = raw.xpending_range(bus.UPLOADS, bus.GROUP, "-", "+", 10)
+    for _ in range(2):  # the answer to this may be lost, too
+        found = intake.regain(bus.UPLOADS, {had.key})
+        assert {entry.content_id: entry.deliveries for entry in found} == {"taken": 2, "read1": 1, "read2": 1}
+    assert intake.regain(bus.UPLOADS, {had.key, *(entry.key for entry in found)}) == []
+    after = raw.xpending_range(bus.UPLOADS, bus.GROUP, "-", "+", 10)
+    same = ("message_id", "consumer", "times_delivered")
+    assert [[info[name] for name in same] for info in before] == [[info[name] for name in same] for info in after]
+
+
+def test_a_lost_claim_that_another_took_over_meanwhile_stays_its_own(
+    raw: redis.Redis, intake: Intake, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between this process's look and its claim."""
+    leave(raw, ["a"])
+    intake.take_over(bus.UPLOADS, 1)
+    [claim] = raw.xpending_range(bus.UPLOADS, bus.GROUP, "-", "+", 1)
+    raw.xclaim(bus.UPLOADS, bus.GROUP, "living", 0, [claim["message_id"]], idle=LONG_MS, justid=True)
+    other = Intake(connection.connect(broker.url), "other", takeover_idle_s=1)
+    look = intake._redis.xpending_range
+
+    def then_the_other(*arguments: Any, **named: Any) -> Any:
+        seen = look(*arguments, **named)
+        assert len(other.take_over(bus.UPLOADS, 1)) == 1
+        return seen
+
+    monkeypatch.setattr(intake._redis, "xpending_range", then_the_other)
+    assert intake.regain(bus.UPLOADS, set()) == []
+    [claim] = raw.xpending_range(bus.UPLOADS, bus.GROUP, "-", "+", 1)
+    assert claim["consumer"] == b"other"
+
+
+@pytest.mark.parametrize("spoilt", [bus.UPLOADS, bus.BACKFILL])
+def test_a_process_takes_up_what_it_lost_and_not_what_it_left_to_others(
+    raw: redis.Redis, intake: Intake, spoilt: str
+) -> None:
+    """Of one stream, where the other's key is something else."""
+    stream = bus.BACKFILL if spoilt == bus.UPLOADS else bus.UPLOADS
+    for content_id in ("abandoned", "lost"):
+        raw.xadd(stream, {"content_id": content_id})
+    abandoned, lost = intake.read([stream], 2)
+    raw.delete(spoilt)
+    raw.set(spoilt, "no stream")
+    pipeline = EmptyPipeline()
+    pipeline.abandoned = {abandoned.key}
+    puller = puller_of(intake, pipeline, takeover_idle_s=15)
+    with contextlib.suppress(UnavailableError):
+        puller._keep_house()
+    assert puller._held() == [lost]

@@ -110,6 +110,15 @@ def test_time_without_work_is_no_standstill(pipeline: Pipeline, tmp_path: Path) 
     assert pipeline.stands_still_s() < IDLE_S / 2
 
 
+def test_what_is_abandoned_is_remembered(pipeline: Pipeline, tmp_path: Path) -> None:
+    """Redis still says that it is this process's, which must not take it up again. What is in work is no such thing."""
+    os.mkfifo(tmp_path / "one")
+    abandoned, kept = entry(1, "one"), entry(2, "one")
+    pipeline.accept([abandoned, kept])
+    pipeline.abandon([item for item in pipeline.in_work() if item.entry == abandoned])
+    assert pipeline.left() == {abandoned.key}
+
+
 def test_giving_up_is_no_progress(pipeline: Pipeline, tmp_path: Path) -> None:
     """Work that is only ever given up stands still, however often it is taken up again."""
     os.mkfifo(tmp_path / "one")
