@@ -7,17 +7,32 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from worker import bus
 from worker.verdict import CONTENT_ID_PATTERN
 
 SUSPECT_DELIVERIES = 2
+MOST_DEATHS_ALONE = 3
+# A device breaks by itself far more often than by a picture, and then takes every picture's process with it: only
+# so many processes, be it of one device, say that it is this picture.
+MOST_BROKEN_DEVICES = 10
 # What may pass by itself; how long each has lasted is kept with what waits for its next attempt.
 PASSING_REASONS = ("not_found", "fetch_failed")
 MALFORMED_CUT_BYTES = 128
 LONGEST_PAUSE_MS = 60_000
 
 _id_pattern = re.compile(CONTENT_ID_PATTERN.encode())
+
+
+class Fates(NamedTuple):
+    """Of the processes that judged nothing but one entry: how many died, and of how many the device broke."""
+
+    deaths: int
+    broken_devices: int
+
+
+_NO_FATES = Fates(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +48,8 @@ class Entry:
     attempt: int = 0
     failing_since_ms: Mapping[str, int] = field(default_factory=dict, hash=False)
     """By reason: the store may be away first, and the object not be there yet when it is back."""
+    fates: Fates = _NO_FATES
+    """Before its marks in Redis: in earlier attempts, and for what is judged alone, before this process."""
 
     @property
     def key(self) -> tuple[str, bytes]:
@@ -46,8 +63,8 @@ class Entry:
 
     @property
     def suspect(self) -> bool:
-        """Whether it was in a process that died or lost its claim; such an entry is judged alone."""
-        return self.deliveries >= SUSPECT_DELIVERIES
+        """Whether it was in a process that died or lost its claim, or one died of it alone; it is judged alone."""
+        return self.deliveries >= SUSPECT_DELIVERIES or any(self.fates)
 
     @property
     def alone_key(self) -> str:
@@ -55,7 +72,11 @@ class Entry:
         return f"{bus.ALONE_PREFIX}{self.stream.rpartition(':')[2]}:{self.entry_id.decode()}"
 
     def retry_member(self, reason: str, now_ms: int) -> str:
-        """What waits in `moderation:retry`, as due.lua reads it."""
+        """What waits in `moderation:retry`, as due.lua reads it.
+
+        Of a suspect that nothing has died of alone no more is said: most were only beside a killer, and each attempt
+        of one keeps all others waiting for its fetch, which has just failed.
+        """
         since = {reason: now_ms} | dict(self.failing_since_ms)
         return json.dumps(
             {
@@ -65,6 +86,7 @@ class Entry:
                 "enqueued_ms": self.enqueued_ms,
                 "attempt": self.attempt + 1,
                 **{f"{name}_since_ms": ms for name, ms in since.items()},
+                **(self.fates._asdict() if any(self.fates) else {}),
             }
         )
 
@@ -99,6 +121,11 @@ def parse(stream: str, entry_id: bytes, fields: Mapping[bytes, bytes], deliverie
         deliveries=deliveries,
         attempt=_number(fields.get(b"attempt"), 0),
         failing_since_ms={reason: min(ms, added_ms) for reason, ms in since.items() if ms},
+        # Fewer than condemn it: what anyone may have written does so only together with a mark.
+        fates=Fates(
+            deaths=min(_number(fields.get(b"deaths"), 0), MOST_DEATHS_ALONE - 1),
+            broken_devices=min(_number(fields.get(b"broken_devices"), 0), MOST_BROKEN_DEVICES - 1),
+        ),
     )
 
 

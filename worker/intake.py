@@ -9,12 +9,12 @@ import logging
 import time
 from collections.abc import Callable, Container, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import redis
 
 from worker import bus
-from worker.entry import LONGEST_PAUSE_MS, SUSPECT_DELIVERIES, Entry, Malformed, parse
+from worker.entry import LONGEST_PAUSE_MS, SUSPECT_DELIVERIES, Entry, Fates, Malformed, parse
 from worker.errors import UnavailableError
 
 logger = logging.getLogger(__name__)
@@ -37,13 +37,6 @@ REFUSED_PAUSE_MS = 10_000
 
 Raw = tuple[str, bytes, dict[bytes, bytes], int]
 """(stream, entry ID, fields, how often it was delivered)."""
-
-
-class Fates(NamedTuple):
-    """Of the processes that judged nothing but one entry: how many died, and of how many the device broke."""
-
-    deaths: int
-    broken_devices: int
 
 
 class Intake:
@@ -164,7 +157,8 @@ class Intake:
             return int(self._redis.zcard(bus.RETRY))
 
     def mark_alone(self, entry: Entry) -> Fates:
-        """Notes that this process is about to judge the entry alone; returns what others before it met with.
+        """Notes that this process is about to judge the entry alone; returns what others before it met with, in
+        earlier attempts, too.
 
         A set of processes, so that asking twice counts once.
         """
@@ -174,7 +168,7 @@ class Intake:
             pipeline.smembers(entry.alone_key)
             marks: set[bytes] = pipeline.execute()[2] - {self.consumer.encode()}
         broken = sum(mark.startswith(BROKEN_DEVICE) for mark in marks)
-        return Fates(deaths=len(marks) - broken, broken_devices=broken)
+        return Fates(entry.fates.deaths + len(marks) - broken, entry.fates.broken_devices + broken)
 
     def unmark_alone(self, entry: Entry) -> None:
         """Takes this process's mark back: it survived."""

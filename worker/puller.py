@@ -9,9 +9,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from worker import bus
-from worker.entry import Entry
+from worker.entry import MOST_BROKEN_DEVICES, MOST_DEATHS_ALONE, Entry
 from worker.errors import ModerationError, UnavailableError
 from worker.intake import Intake
 from worker.metrics import Metrics
@@ -24,10 +25,6 @@ PRUNE_S = 600.0
 # What a process that has judged nothing yet may hold: enough to fill its stages, little enough to leave the rest
 # to others while it warms up.
 FIRST_IN_WORK = 8
-MOST_DEATHS_ALONE = 3
-# A device breaks by itself far more often than by a picture, and then takes every picture's process with it: only
-# so many processes, be it of one device, say that it is this picture.
-MOST_BROKEN_DEVICES = 10
 # How long a suspect waits for the process to be empty before others get another turn.
 SUSPECT_PATIENCE_S = 10.0
 # A fetch should end by its own time limit; after this many of them it never will.
@@ -194,6 +191,8 @@ class Puller:
 
     def _claim(self, room: int) -> None:
         """Claims new entries, uploads before backfill; with nothing there and no suspect, waits for the first."""
+        if len(self._suspects) > 2 * self._most_in_work:  # anyone may write such: one in for one out
+            room = 1
         backfill_room = min(room, self._most_backfill - sum(item.entry.backfill for item in self._pipeline.in_work()))
         if self._postponed > MOST_POSTPONED_FOR_BACKFILL:
             backfill_room = 0
@@ -227,8 +226,9 @@ class Puller:
     def _judge_alone(self) -> None:
         """The next suspect, with nothing else in the process, and marked first: a death then names its cause."""
         entry = self._marking = self._marking or self._next_suspect()  # whose mark Redis may have taken already
-        deaths, broken_devices = self._intake.mark_alone(entry)
+        deaths, broken_devices = fates = self._intake.mark_alone(entry)
         self._suspects.remove(entry)
+        entry = replace(entry, fates=fates)  # which go with it where it is postponed
         self._alone, self._marking = entry, None
         if deaths >= MOST_DEATHS_ALONE:
             self._pipeline.condemn(entry, f"{deaths} processes died while they judged nothing else.")

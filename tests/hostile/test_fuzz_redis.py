@@ -51,6 +51,8 @@ NAMES = st.sampled_from(
         b"not_found_since_ms",
         b"fetch_failed_since_ms",
         b"attempt",
+        b"deaths",
+        b"broken_devices",
         b"label",
         b"by",
         b"content_sha256",

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -10,7 +11,7 @@ import redis
 from tests.support.proxy import Proxy
 from tests.support.worker import Broker
 from worker import bus, connection
-from worker.entry import Entry
+from worker.entry import MOST_BROKEN_DEVICES, MOST_DEATHS_ALONE, Entry
 from worker.errors import ModerationError, UnavailableError
 from worker.intake import Intake
 from worker.metrics import Metrics
@@ -32,12 +33,16 @@ class EmptyPipeline:
         return []
 
     def left(self) -> set[tuple[str, bytes]]:
-        """What a test says."""
-        return self.abandoned
+        """What a test says, and what it was given: nothing is published here."""
+        return self.abandoned | {entry.key for entry in self.accepted}
 
     def held_up(self) -> int:
         """Of nothing."""
         return 0
+
+    def wait_until(self, reached: Callable[[], bool], timeout_s: float) -> bool:
+        """At once."""
+        return reached()
 
     def judged_lately(self) -> int:
         """None."""
@@ -242,3 +247,24 @@ def test_a_process_takes_up_what_it_lost_and_not_what_it_left_to_others(
     with contextlib.suppress(UnavailableError):
         puller._keep_house()
     assert puller._held() == [lost]
+
+
+def test_an_entry_that_says_what_died_of_it_is_not_given_up_for_that_alone(raw: redis.Redis, intake: Intake) -> None:
+    """Anyone may write one: it is judged alone, and one death that Redis saw is still to come."""
+    raw.xadd(bus.UPLOADS, {"content_id": "a", "deaths": 99, "broken_devices": 99})
+    [entry] = intake.read([bus.UPLOADS], 1)
+    assert entry.suspect
+    assert intake.mark_alone(entry) == (MOST_DEATHS_ALONE - 1, MOST_BROKEN_DEVICES - 1)
+
+
+def test_a_flood_of_such_entries_is_not_claimed_faster_than_it_is_judged(raw: redis.Redis, intake: Intake) -> None:
+    """Else each turn would claim several for the one that was judged."""
+    with raw.pipeline() as at_once:
+        for number in range(300):
+            at_once.xadd(bus.UPLOADS, {"content_id": f"c{number}", "deaths": 1})
+        at_once.execute()
+    pipeline = EmptyPipeline()
+    puller = puller_of(intake, pipeline, takeover_idle_s=15)
+    while len(pipeline.accepted) < 50:
+        puller._turn()
+    assert len(puller._held()) <= 2 * 16 + 8

@@ -1,5 +1,6 @@
 """What was in a process that died is judged alone: what that costs others, and what a clean stop leaves of it."""
 
+import json
 import os
 import time
 from itertools import count
@@ -9,7 +10,8 @@ import pytest
 from tests.support.pictures import picture
 from tests.support.place import Place
 from tests.support.waiting import wait_until
-from worker import bus
+from worker import bus, connection
+from worker.intake import Intake
 
 BATCH = 4
 SUSPECTS = 40
@@ -111,3 +113,35 @@ def test_a_suspect_upload_goes_before_suspect_backfill(place: Place) -> None:
     assert place.client.wait(upload, 60)[upload].label == "approved"
     waited_s = time.monotonic() - began
     assert waited_s < 3 * 3, f"{waited_s:.1f} s, longer than the one in work, the take-over and one more"
+
+
+def test_deaths_are_counted_over_failed_fetches(place: Place) -> None:
+    """Two processes have died of a picture alone, then it is missing for a while: when a third dies of it, alone again,
+    it is given up."""
+    die_with(place, ["killer"])
+    for number in range(2):
+        dead = Intake(connection.connect(place.broker.url), f"dead{number}", takeover_idle_s=0)
+        [entry] = dead.take_over(bus.UPLOADS, 1)
+        dead.mark_alone(entry)
+    options = {"takeover_idle_s": "1", "not_found_retry_s": "600", "fetch_timeout_s": "60"}
+    worker = place.start_worker(**options).wait_ready()
+    raw = place.broker.client()
+    seen: list[dict[str, int]] = []
+
+    def postponed_again() -> bool:
+        seen.extend(json.loads(member) for member in raw.zrange(bus.RETRY, 0, -1))
+        return bool(seen) and seen[-1]["attempt"] >= 2
+
+    wait_until(postponed_again, "two attempts to fail")
+    assert {(member["deaths"], member["broken_devices"]) for member in seen} == {(2, 0)}
+    os.mkfifo(place.content / "killer")
+    since_ms = bus.now_ms(raw)
+    wait_until(
+        lambda: any(int(mark.split(b":")[-1].split(b"-")[0]) >= since_ms for mark in alone_marks(place)),
+        "it to be judged alone, which does not end",
+    )
+    worker.kill()
+    place.start_worker(**options).wait_ready()
+    assert place.client.wait("killer", 60)["killer"].reasons == ("model_failed",)
+    [(_, letter)] = raw.xrange(bus.DEAD_LETTER)
+    assert letter[b"reason"] == b"killed_its_worker" and b"3 processes died" in letter[b"detail"]

@@ -5,7 +5,8 @@
 --       3 how many more to look through for uploads  4 the number of this look, from 0
 --       5 pause of what its stream refuses, in ms; no longer than the longest
 -- A member is JSON: content_id, backfill, rescan (0/1), enqueued_ms, attempt (numbers), and since when it has failed
--- for a reason, in ms: not_found_since_ms, fetch_failed_since_ms (0 or missing: never for this one).
+-- for a reason, in ms: not_found_since_ms, fetch_failed_since_ms (0 or missing: never for this one);
+-- deaths and broken_devices of the processes that judged it alone, where there are any.
 -- Returns {how many went back, the error of a stream that takes none or ''}: that one's members stay.
 
 local RETRY, UPLOADS, BACKFILL = unpack(KEYS)
@@ -45,12 +46,21 @@ local function put_back(member)
   local ok, item = pcall(cjson.decode, member)
   if ok and type(item) == 'table' and type(item.content_id) == 'string' then
     local stream = item.backfill == 1 and BACKFILL or UPLOADS
-    local reply = refused[stream] or redis.pcall('XADD', stream, '*',
-      'content_id', item.content_id, 'rescan', string.format('%.0f', tonumber(item.rescan) or 0),
-      'enqueued_ms', string.format('%.0f', tonumber(item.enqueued_ms) or now),
-      'not_found_since_ms', string.format('%.0f', tonumber(item.not_found_since_ms) or 0),
-      'fetch_failed_since_ms', string.format('%.0f', tonumber(item.fetch_failed_since_ms) or 0),
-      'attempt', string.format('%.0f', tonumber(item.attempt) or 0))
+    local fields = {'content_id', item.content_id}
+    local function add(name, default)
+      table.insert(fields, name)
+      table.insert(fields, string.format('%.0f', tonumber(item[name]) or default))
+    end
+    add('rescan', 0)
+    add('enqueued_ms', now)
+    add('not_found_since_ms', 0)
+    add('fetch_failed_since_ms', 0)
+    add('attempt', 0)
+    if item.deaths or item.broken_devices then
+      add('deaths', 0)
+      add('broken_devices', 0)
+    end
+    local reply = refused[stream] or redis.pcall('XADD', stream, '*', unpack(fields))
     if type(reply) == 'table' then
       refused[stream], refusal = reply, reply
       -- Out of the way of what can go back. A server without memory refuses this, too: then it stays where it was.
