@@ -6,7 +6,7 @@ of them by the time they end, so that nobody searches millions of keys for a few
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import redis
@@ -37,7 +37,7 @@ class Presence:
     def __init__(self, client: redis.Redis, consumer: str, node: str, device: str) -> None:
         self._redis = client
         self._key = bus.WORKER_PREFIX + consumer
-        self._is = {"node": node, "device": device, "software": version("moderation-worker")}
+        self._is = {"node": node, "device": device, "software": _release()}
         self._serving: tuple[str, int] = ("", 0)
 
     def announce(self, weights: str, engine: str, in_work: int) -> None:
@@ -60,6 +60,14 @@ class Presence:
         with bus.translated():
             self._redis.delete(self._key)
             self._redis.zrem(bus.WORKERS, self._key)
+
+
+def _release() -> str:
+    """Of this package; no worker dies of running from a tree that was never installed."""
+    try:
+        return version("moderation-worker")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def live_workers(client: redis.Redis) -> Iterator[WorkerInfo]:
