@@ -30,20 +30,28 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
     return gpu
 
 
-class Body(nn.Module):
-    """Two convolutions and a pool: what a capture has to get right, small. `captured` is called in the capture."""
+Hook = Callable[[Tensor, Tensor], Tensor]
 
-    def __init__(self, captured: Callable[[Tensor], Tensor] = lambda features: features) -> None:
+
+class Body(nn.Module):
+    """Two convolutions and a pool: what a capture has to get right, small.
+
+    In the first capture, that of the most images, `captured` makes its features from what they would be, and from what
+    they were in the warm-up before, which saw the same frames.
+    """
+
+    def __init__(self, captured: Hook = lambda features, before: features) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.layers = nn.Sequential(nn.Conv2d(3, 8, 7, 4), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.AdaptiveAvgPool2d(2))
-        self._captured, self._runs = captured, 0
+        self._captured = captured
+        self._made: list[Tensor] = []  # a graph may read them
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[N, 3, H, W] to [N, 64]."""
-        self._runs += 1
         features = self.layers(pixels).flatten(1)
-        return self._captured(features) if self._runs == WARM_UPS + 1 else features
+        self._made.append(features)
+        return self._captured(features, self._made[-2]) if len(self._made) == WARM_UPS + 1 else features
 
 
 def on(device: torch.device, precision: str, body: nn.Module) -> nn.Sequential:
@@ -123,17 +131,28 @@ def test_the_weights_live_as_long_as_the_graphs(device: torch.device) -> None:
     assert len(others) == 3
 
 
-@pytest.mark.parametrize("wrong", [lambda features: features * 1.2, lambda features: features / 0])
-def test_graphs_that_give_something_else_are_refused(device: torch.device, wrong: Callable[[Tensor], Tensor]) -> None:
-    """Before they judge a picture, also where nothing else would compare them."""
-    with pytest.raises(RuntimeError, match="does not give what the network gives"):
+WRONG: dict[str, Hook] = {
+    "wrong numbers": lambda features, before: features * 1.2,
+    "no numbers": lambda features, before: features / 0,
+    "rows exchanged": lambda features, before: features.flip(0),
+    "two rows exchanged": lambda features, before: torch.cat([features[1:2], features[:1], features[2:]]),
+    "one row wrong": lambda features, before: torch.cat([features[:-2], features[-2:-1] * 1.1, features[-1:]]),
+    "padding leaks": lambda features, before: features + (features[-1] - before[-1]),
+    "what the capture saw": lambda features, before: before + 0,
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_graphs_that_give_something_else_are_refused(device: torch.device, wrong: Hook) -> None:
+    """Before they judge a picture, also where they are right on what was there when they were captured."""
+    with pytest.raises(RuntimeError, match=f"graph of {MOST} images does not give what the network gives"):
         graphs_of(Body(wrong), device)
 
 
 def test_a_capture_that_fails_leaves_its_thread_on_the_stream_it_had(device: torch.device) -> None:
     """Or all that this thread does later would run beside the work of the others, on the same memory."""
 
-    def forbidden(features: Tensor) -> Tensor:
+    def forbidden(features: Tensor, before: Tensor) -> Tensor:
         torch.cuda.synchronize()
         return features
 
