@@ -4,8 +4,9 @@ A version, a candidate and a reference go in, an `Agreement` comes out, and what
 process and the next last layer. Knows no Redis, IDs or metrics, and puts nothing into service.
 """
 
+import itertools
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from worker.model import check_pictures
 from worker.model.agreement import RULES, Agreement, Labels
 from worker.model.compiled import EVIDENCE, EngineCache
 from worker.model.engine import Engine, Frames, Head
+from worker.model.graphed import GraphedEngine
 from worker.model.manifest import Manifest
 from worker.model.weights import WeightsStore
 
@@ -71,8 +73,7 @@ class Comparison:
         version = candidate.version
         evidence = self._evidence(candidate)
         frames, labels = check_pictures.read(self._store, version.manifest)
-        for start in range(0, len(frames), COMPARED_FRAMES):
-            part = slice(start, start + COMPARED_FRAMES)
+        for part in _parts(len(frames), candidate.engine):
             _compare(candidate, evidence, frames[part], None, labels[part])
             self._check_current(version)
         agreement = _judge(candidate, evidence)
@@ -134,6 +135,15 @@ class Comparison:
         return self._cache.folder / f"{key}.{device.type}{EVIDENCE}"
 
 
+def _parts(count: int, engine: Engine) -> Iterator[slice]:
+    """Slices of `count` pictures; on a GPU as long as each graph's own batch in turn, for every graph is a program."""
+    lengths = itertools.cycle(engine.captured if isinstance(engine, GraphedEngine) else [COMPARED_FRAMES])
+    end = 0
+    while end < count:
+        start, end = end, end + next(lengths)
+        yield slice(start, end)
+
+
 def _judge(candidate: Candidate, evidence: Evidence) -> Agreement:
     version = candidate.version
     return evidence.judge(RULES[candidate.precision], version.head, version.manifest.ban_threshold)
@@ -148,6 +158,10 @@ def _compare(
         return
     fresh = np.ascontiguousarray(frames[new])
     with torch.inference_mode():
-        expected = candidate.reference.features(fresh).cpu() if features is None else features[torch.from_numpy(new)]
+        if features is None:  # in small parts, for beside the graphs there may be no memory for more in fp32
+            parts = range(0, len(fresh), COMPARED_FRAMES)
+            expected = torch.cat([candidate.reference.features(fresh[at : at + COMPARED_FRAMES]).cpu() for at in parts])
+        else:
+            expected = features[torch.from_numpy(new)]
         given = candidate.engine.features(fresh).cpu()
     evidence.add(fresh, expected.numpy(), given.numpy(), None if labels is None else labels[new])

@@ -31,9 +31,13 @@ def convolutions() -> Iterator[Any]:
     """cuDNN's settings of them, for the whole process, put back at the end, and those of products with them."""
     settings: Any = torch.backends.cudnn.conv
     before, products = settings.fp32_precision, torch.get_float32_matmul_precision()
+    matmul = torch.backends.cuda.matmul
+    reduced = matmul.allow_bf16_reduced_precision_reduction
     yield settings
+    torch.backends.cudnn.allow_tf32 = True
     settings.fp32_precision = before
     torch.set_float32_matmul_precision(products)
+    matmul.allow_bf16_reduced_precision_reduction = reduced
 
 
 def test_where_there_is_cuda_it_is_taken_and_float32_is_float32(
@@ -48,22 +52,24 @@ def test_where_there_is_cuda_it_is_taken_and_float32_is_float32(
     assert convolutions.fp32_precision == "ieee"
 
 
-def test_products_are_float32_too_where_nvidias_images_say_otherwise() -> None:
-    """In a process of its own, for torch reads the variable once; and all its names for it agree."""
+def test_all_is_float32_also_where_nvidias_images_say_otherwise() -> None:
+    """Products and sums, too. In a process of its own, for torch reads the variable once; and all its names agree,
+    cuDNN's among them."""
     script = """
 import torch
 from worker.model import devices
 torch.cuda.is_available = lambda: True
-matmul = torch.backends.cuda.matmul
+matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
 before = matmul.fp32_precision
 devices.choose("cuda")
 print(before, matmul.fp32_precision, matmul.allow_tf32, torch.get_float32_matmul_precision())
+print(cudnn.conv.fp32_precision, cudnn.allow_tf32, matmul.allow_bf16_reduced_precision_reduction)
 """
     environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
     said = subprocess.run(
         [sys.executable, "-c", script], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
     )
-    assert said.stdout.split() == ["tf32", "ieee", "False", "highest"]
+    assert said.stdout.split() == ["tf32", "ieee", "False", "highest", "ieee", "False", "False"]
 
 
 def test_bf16_is_native_only_where_the_hardware_says_so() -> None:

@@ -186,6 +186,27 @@ def test_an_engine_that_lies_does_not_serve(tmp_path: Path, lie: Callable[[Tenso
     assert ("cpu-int8", reason) in bench.fallbacks
 
 
+class Graphs(Fake, GraphedEngine):
+    """The same as graphs for those numbers of images."""
+
+    captured = [1, 2, 4, 8, 16, 32]  # noqa: RUF012
+
+
+@pytest.mark.parametrize("wrong", Graphs.captured)
+def test_one_graph_that_lies_is_enough(tmp_path: Path, wrong: int) -> None:
+    """Each of them judges a part of the pictures kept with the version."""
+    bench = Bench(tmp_path, check=sum(Graphs.captured))
+    bench.lie = lambda features: features.roll(1, dims=1) if len(features) == wrong else features
+
+    def build(version: Version, precision: str) -> Engine:
+        fake = bench.build(version, precision)
+        return Graphs(replace(version, runner=fake._real), fake.name, bench.lie, 0.0)
+
+    bench.tuner._build = build
+    bench.tuner.tune(bench.classifier.version)
+    assert (bench.serving, bench.fallbacks[-1]) == ("cpu-fp32", ("cpu-int8", "flips"))
+
+
 def test_an_engine_that_is_no_faster_here_does_not_serve(tmp_path: Path) -> None:
     bench = Bench(tmp_path, check=60)
     bench.slow_s = 0.2

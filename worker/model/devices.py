@@ -20,17 +20,22 @@ still wrong in a smaller batch."""
 def choose(name: str) -> torch.device:
     """The device for `cpu`, `cuda`, or `auto`, which is CUDA where torch finds a device.
 
-    On CUDA, float32 is computed as float32 from now on. Raises UsageError where CUDA is asked for and there is none.
+    On CUDA, float32 is computed as float32 from now on, and sums of bfloat16 are taken in it. Raises UsageError where
+    CUDA is asked for and there is none.
     """
     if name == "cpu" or not torch.cuda.is_available():
         if name == "cuda":
             raise UsageError(f"MODERATION_DEVICE is cuda but torch finds no CUDA device: {_advice()}, or set cpu.")
         return torch.device("cpu")
-    # cuDNN's own default for convolutions, TF32, keeps 10 bits of 23: no measure for what bf16 is compared with.
+    # cuDNN's own default for convolutions, TF32, keeps 10 bits of 23: no measure for what bf16 is compared with. By
+    # torch's older name first, for all that cuDNN does: the newer alone leaves it at odds, which raises when asked.
+    torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # mypy sees a file, not its object
     # cuBLAS's default is TF32 where TORCH_ALLOW_TF32_CUBLAS_OVERRIDE says so, as in NVIDIA's images. Set by this call,
     # for matmul.fp32_precision alone leaves torch's older name for the same at odds with it, which raises when asked.
     torch.set_float32_matmul_precision("highest")
+    # Or the parts of a long sum may be rounded before they are added, the more of them the smaller a batch is.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     return torch.device("cuda")
 
 

@@ -80,6 +80,11 @@ class GraphedEngine:
             self._capture_all()
             self._compare_all()
 
+    @property
+    def captured(self) -> list[int]:
+        """Images of each graph, ascending."""
+        return sorted(self._graphs)
+
     def features(self, frames: Frames) -> Tensor:
         """As `Engine.features`; returns before the device has computed them."""
         with self._lock, torch.cuda.device(self._device):
