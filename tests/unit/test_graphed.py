@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from tests.support import cuda_stand_in
 from worker.model import devices
+from worker.model import network as networks
 from worker.model.engine import DTYPES, EagerEngine
-from worker.model.graphed import WARM_UPS, GraphedEngine, sizes
+from worker.model.graphed import WARM_UPS, GraphedEngine, pool_first, sizes
 from worker.model.preprocessing import Preprocessing
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device: this is a GPU's")
@@ -160,3 +161,62 @@ def test_a_capture_that_fails_leaves_its_thread_on_the_stream_it_had(device: tor
     with pytest.raises(RuntimeError, match="captur"):
         graphs_of(Body(forbidden), device)
     assert torch.cuda.current_stream() == before
+
+
+POOLED: dict[str, tuple[nn.Conv2d, nn.MaxPool2d]] = {
+    "as VGG's": (nn.Conv2d(3, 8, 3, padding=1), nn.MaxPool2d(2)),
+    "unpadded": (nn.Conv2d(3, 8, 3), nn.MaxPool2d(2)),
+    "an odd side left over": (nn.Conv2d(3, 8, 3, padding=1), nn.MaxPool2d(2, ceil_mode=True)),
+    "windows that overlap": (nn.Conv2d(3, 8, 5, stride=2, padding=2), nn.MaxPool2d(3, stride=2, padding=1)),
+    "groups": (nn.Conv2d(3, 9, 3, dilation=2, groups=3), nn.MaxPool2d(2)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("conv", "pool"), POOLED.values(), ids=POOLED)
+def test_pooling_first_gives_the_same_numbers(conv: nn.Conv2d, pool: nn.MaxPool2d, dtype: torch.dtype) -> None:
+    """To the bit, where the bias is added by itself as on CUDA; within rounding where it is added on the way."""
+    torch.manual_seed(1)
+    body = nn.Sequential(conv, nn.ReLU(), pool).requires_grad_(False).to(dtype)
+    pixels = torch.randn(3, 3, 23, 31).to(dtype).contiguous(memory_format=torch.channels_last)
+    first = pool_first(body)
+    assert len(first) == 1
+    made = first(pixels)
+    sums = nn.functional.conv2d(pixels, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+    assert torch.equal(made, pool(torch.relu(sums + conv.bias.view(1, -1, 1, 1))))
+    rounding = 1e-5 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(made, body(pixels), rtol=rounding, atol=rounding)
+    pixels[1] = torch.nan
+    assert first(pixels)[1].isnan().all() and not first(pixels)[::2].isnan().any()
+
+
+def test_only_what_is_pooled_is_turned_round() -> None:
+    """VGG-11's five pools, each with the convolution before it; all else, and the body that is given, stay."""
+    with torch.device("meta"):
+        trunk, tail = networks.get("vgg11").split(networks.get("vgg11").build())
+        kinds = [type(layer) for layer in trunk[0]]
+        turned = pool_first(nn.Sequential(trunk, *tail))
+    assert [type(layer).__name__ for layer in turned[0][0]] == [
+        "_PoolFirst", "_PoolFirst", *["Conv2d", "ReLU", "_PoolFirst"] * 3
+    ]  # fmt: skip
+    assert list(turned[1:]) == list(tail)
+    assert [type(layer) for layer in trunk[0]] == kinds
+    conv, relu, pool = nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2)
+    mirrored = nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect")
+    for alone in ([conv, relu, pool], [mirrored, relu, pool], [relu, pool], [nn.Conv2d(3, 8, 3), pool], [pool]):
+        assert list(pool_first(nn.Sequential(*alone))) == alone
+
+
+def test_a_body_that_pools_gives_the_same_as_graphs(device: torch.device) -> None:
+    """Beside the eager one, which pools last."""
+    torch.manual_seed(0)
+    body = nn.Sequential(
+        nn.Conv2d(3, 8, 7, 4), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3), nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(1),
+    )  # fmt: skip
+    eager = EagerEngine(on(device, "bf16", body), device, "bf16", Preprocessing())
+    graphed = GraphedEngine(on(device, "bf16", body), device, "bf16", Preprocessing(), MOST)
+    with torch.inference_mode():
+        for count in (1, MOST, 5):
+            batch = frames(count, count)
+            torch.testing.assert_close(graphed.features(batch), eager.features(batch), rtol=0.02, atol=0.02)

@@ -68,7 +68,7 @@ class GraphedEngine:
     ) -> None:
         self.name = f"{device.type}-{precision}"
         self._device, self._most = device, most
-        self._body = body  # a graph knows addresses only, and holds no weights
+        self._body = pool_first(body)  # kept, for a graph knows addresses only, and holds no weights
         self._preprocessing, self._dtype = preprocessing, DTYPES[precision]
         self._lock = threading.Lock()
         self._shape = (most, preprocessing.crop, preprocessing.crop, 3)
@@ -78,7 +78,7 @@ class GraphedEngine:
             self._replayed = torch.cuda.Event()
             self._slots = itertools.cycle([_Slot(self._shape, device) for _ in range(IN_FLIGHT)])
             self._capture_all()
-            self._compare_all()
+            self._compare_all(body)
 
     @property
     def captured(self) -> list[int]:
@@ -116,7 +116,7 @@ class GraphedEngine:
             for size in reversed(sizes(self._most)):  # the largest first: the others find room in its memory
                 frames = torch.randint(0, 256, (size, *self._shape[1:]), dtype=torch.uint8, device=self._device)
                 for _ in range(WARM_UPS):
-                    self._run(frames)
+                    self._run(self._body, frames)
                 self._graphs[size] = self._capture(frames, aside)
         torch.cuda.current_stream().wait_stream(aside)
 
@@ -126,24 +126,57 @@ class GraphedEngine:
         pool = first.graph.pool() if first is not None else None
         # thread_local: the batches that are served meanwhile by another thread are none of the capture's business.
         with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
-            features = self._run(frames)
+            features = self._run(self._body, frames)
         return _Graph(graph, frames, features)
 
-    def _run(self, frames: Tensor) -> Tensor:
-        features: Tensor = self._body(networks.normalise(frames, self._preprocessing, self._dtype)).float()
+    def _run(self, body: nn.Module, frames: Tensor) -> Tensor:
+        features: Tensor = body(networks.normalise(frames, self._preprocessing, self._dtype)).float()
         return features
 
-    def _compare_all(self) -> None:
-        """Every graph full, and with a row of padding, on frames that were not there at its capture, row by row and
-        the way that batches take. Once all are captured, for they share memory."""
+    def _compare_all(self, body: nn.Module) -> None:
+        """With `body` itself: every graph full, and with a row of padding, on frames that were not there at its
+        capture, row by row and the way that batches take. Once all are captured, for they share memory."""
         rng = np.random.default_rng(0)
         for size in self._graphs:
             for count in {size, max(1, size - 1)}:
                 frames = _blocks(rng, count, self._preprocessing.crop)
-                expected = self._run(torch.from_numpy(frames).to(self._device))
+                expected = self._run(body, torch.from_numpy(frames).to(self._device))
                 astray = (self.features(frames) - expected).norm(dim=1)
                 if not bool((astray <= ASTRAY_MAX * expected.norm(dim=1)).all()):  # nor where it is no number
                     raise RuntimeError(f"the graph of {size} images does not give what the network gives for {count}")
+
+
+class _PoolFirst(nn.Module):
+    """pool(relu(conv(x))), pooled before the bias is added and what is negative cut off: of a quarter of the numbers.
+
+    cuDNN's convolutions leave the bias to a kernel of its own, so nothing else changes: to round, to add the same and
+    to cut off keep the order of numbers, and so may as well follow the maximum.
+    """
+
+    def __init__(self, conv: nn.Conv2d, pool: nn.MaxPool2d) -> None:
+        super().__init__()
+        self.conv, self.pool = conv, pool
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        conv = self.conv
+        assert conv.bias is not None
+        sums = nn.functional.conv2d(pixels, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+        pooled: Tensor = self.pool(sums)
+        return pooled.add_(conv.bias.view(1, -1, 1, 1)).relu_()
+
+
+def pool_first(body: nn.Module) -> nn.Module:
+    """`body`, sharing its tensors, with each convolution, ReLU and max pooling in a row as one `_PoolFirst`."""
+    if not isinstance(body, nn.Sequential):
+        return body
+    layers: list[nn.Module] = []
+    for layer in map(pool_first, body):
+        match [*layers[-2:], layer]:
+            case [nn.Conv2d(padding_mode="zeros", bias=Tensor()) as conv, nn.ReLU(), nn.MaxPool2d() as pool]:
+                layers[-2:] = [_PoolFirst(conv, pool)]
+            case _:
+                layers.append(layer)
+    return nn.Sequential(*layers)
 
 
 def _blocks(rng: np.random.Generator, count: int, crop: int) -> Frames:
