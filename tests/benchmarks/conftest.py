@@ -22,6 +22,7 @@ def record(request: pytest.FixtureRequest) -> Record:
 
     def add(what: str, value: float, required: str, **details: object) -> None:
         figures.append({"what": what, "value": round(value, 4), "required": required} | details)
+        write(figures)  # each time: a run that is ended before its end keeps what it measured
 
     return add
 
@@ -34,12 +35,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for figure in figures:
         details = ", ".join(f"{key} {value}" for key, value in list(figure.items())[3:])
         terminalreporter.line(f"{figure['what']:<58} {figure['value']!s:>10}   {figure['required']:<9} {details}")
+    path = write(figures)
+    draw(figures, path.with_suffix(".png"))
+    terminalreporter.line(f"written to {path} and {path.with_suffix('.png').name}: {machine()}")
+
+
+def write(figures: list[dict[str, object]]) -> Path:
+    """The table so far, and where it is."""
     path = Path(os.environ.get("BENCH_OUT", "build/benchmarks.json"))
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"machine": machine(), "torch": torch.__version__, "figures": figures}
     path.write_text(json.dumps(document, indent=2) + "\n")
-    draw(figures, path.with_suffix(".png"))
-    terminalreporter.line(f"written to {path} and {path.with_suffix('.png').name}: {document['machine']}")
+    return path
 
 
 def machine() -> dict[str, object]:

@@ -46,7 +46,7 @@ class InstantBody(EagerEngine):
     """Features without a forward pass."""
 
     def features(self, frames: Frames) -> Tensor:
-        return torch.ones(len(frames), WIDTH)
+        return torch.ones(len(frames), WIDTH, device=self._device)
 
 
 WIDTH = TINY.shapes()[f"{TINY.head}.weight"][1]

@@ -32,11 +32,11 @@ TRANSFORM = transforms.Compose(
 
 @cache
 def network() -> nn.Module:
-    """The network, built in the child process; one thread a child, as many children as cores here."""
+    """The network, built in the child process; one thread a child, as many children as cores."""
     torch.set_num_threads(1)
     module = networks.get("vgg11").build()
     module.load_state_dict(random_base(networks.get("vgg11"), 0), strict=False)
-    return module.eval()
+    return module.eval().to(os.environ["NAIVE_DEVICE"])
 
 
 @cache
@@ -51,5 +51,5 @@ def judge(content_id: str) -> None:
     with Image.open(os.path.join(os.environ["NAIVE_CONTENT"], content_id)) as image:
         pixels = TRANSFORM(image.convert("RGB"))
     with torch.no_grad():
-        label = LABELS[int(network()(pixels[None]).argmax())]
+        label = LABELS[int(network()(pixels[None].to(os.environ["NAIVE_DEVICE"])).argmax())]
     connection().xadd("naive:verdicts", {"content_id": content_id, "label": label})

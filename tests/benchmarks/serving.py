@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from tests.benchmarks.test_trainer import photograph
+from tests.support.debian_redis import DebianRedis
 from tests.support.place import Place
 from tests.support.store import publish_colours
 from tests.support.waiting import wait_until
-from tests.support.worker import REPOSITORY, Broker, WorkerProcess
+from tests.support.worker import REPOSITORY, Broker, ValkeyServer, WorkerProcess
 from trainer.bases import random_base
 from worker.model import engine as engines
 from worker.model import int8
@@ -79,10 +80,15 @@ def same_file(place: Place, count: int, prefix: str) -> list[str]:
     return ids
 
 
+def server(folder: Path) -> Broker:
+    """PyPI's Valkey where it is installed, else this machine's redis-server; its file is written once a second."""
+    return (Broker if ValkeyServer else DebianRedis)(folder / "valkey", appendfsync="everysec")
+
+
 @contextmanager
 def quick_place(folder: Path) -> Iterator[Place]:
-    """A place whose pictures are 8 x 8 pixels for the tiny network; Redis writes its file once a second."""
-    with Place(folder, Broker(folder / "valkey", appendfsync="everysec")) as place:
+    """A place whose pictures are 8 x 8 pixels for the tiny network."""
+    with Place(folder, server(folder)) as place:
         publish_colours(place.store, preprocessing=Preprocessing(resize=8, crop=8), promote=True)
         yield place
 
