@@ -139,7 +139,7 @@ class GraphedEngine:
         rng = np.random.default_rng(0)
         for size in self._graphs:
             for count in {size, max(1, size - 1)}:
-                frames = _blocks(rng, count, self._preprocessing.crop)
+                frames = blocks(rng, count, self._preprocessing.crop)
                 expected = self._run(body, torch.from_numpy(frames).to(self._device))
                 astray = (self.features(frames) - expected).norm(dim=1)
                 if not bool((astray <= ASTRAY_MAX * expected.norm(dim=1)).all()):  # nor where it is no number
@@ -179,7 +179,8 @@ def pool_first(body: nn.Module) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def _blocks(rng: np.random.Generator, count: int, crop: int) -> Frames:
+def blocks(rng: np.random.Generator, count: int, crop: int) -> Frames:
+    """Pictures [count, crop, crop, 3] to compare engines on."""
     side = -(-crop // BLOCKS)
     grid = rng.integers(0, 256, (count, BLOCKS, BLOCKS, 3), np.uint8)
     return np.ascontiguousarray(grid.repeat(side, axis=1).repeat(side, axis=2)[:, :crop, :crop])
