@@ -8,6 +8,7 @@
 #   make chaos                 kills, restarts, full disks and hostile pictures under load, some half an hour long
 #   make bench                 what is promised in figures, some forty minutes long: a table, which goes to
 #                              build/benchmarks.json as well, and a chart of it to build/benchmarks.png
+#   make bench-gpu             the same on a GPU, from the tree alone
 #   make lint | fix | clean    check the code's form; mend it; remove what these commands made
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ BASE ?= random:0
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench lint fix clean
+.PHONY: help demo test chaos bench bench-gpu lint fix clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -36,6 +37,10 @@ chaos: $(VENV)/dev.installed
 
 bench: $(VENV)/bench.installed
 	$(BIN)/pytest -m long tests/benchmarks $(ARGS)
+
+# With a Python that has torch for this GPU, and nothing of ours installed; PYTHON names it.
+bench-gpu:
+	PYTHON='$(PYTHON)' bash tests/benchmarks/gpu.sh $(ARGS)
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff check .
