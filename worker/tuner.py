@@ -85,6 +85,7 @@ class Tuner:
         self._closing_s = closing_s
         self._on_broken = on_broken
         self._comparison = Comparison(classifier, store, cache, self._check_current)
+        self._spoilt = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tuner", daemon=True)
         classifier.accepts = self._accepts
@@ -141,12 +142,20 @@ class Tuner:
                 raise
             except Exception as error:
                 # Never fatal: what serves goes on.
-                said = str(error) if isinstance(error, ModerationError) else repr(error)
-                lacks_memory = devices.lacks_memory(error, self._classifier.device)
-                done = done and not lacks_memory
-                self._fall_back(version, name, "no_memory" if lacks_memory else "build_failed", said)
+                done = self._failed(version, name, error) and done
                 self._tell_if_broken()
         return done
+
+    def _failed(self, version: Version, name: str, error: Exception) -> bool:
+        """Reports what is not the candidate's own refusal; False where it may be otherwise later."""
+        reason, said = "build_failed", str(error) if isinstance(error, ModerationError) else repr(error)
+        if devices.SPOILT in said:
+            self._spoilt, reason = True, "captures_spoilt"
+            said = "a capture of graphs failed earlier, and this release of torch takes no more: restart this worker"
+        elif devices.lacks_memory(error, self._classifier.device):
+            reason = "no_memory"
+        self._fall_back(version, name, reason, said)
+        return reason != "no_memory"
 
     def _empty_cache(self) -> None:
         try:
@@ -162,6 +171,8 @@ class Tuner:
 
     def _candidates(self, serving: Version) -> tuple[str, ...]:
         """Precisions to try, slow to fast; none up to one taken over from the version before (see `_accepts`)."""
+        if self._spoilt:
+            return ()
         asked, device = self._classifier.precision, self._classifier.device.type
         if asked == "auto":
             order: tuple[str, ...] = ("bf16", "int8") if device == "cpu" else ("bf16",)

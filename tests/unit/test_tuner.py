@@ -420,6 +420,25 @@ def test_what_was_refused_for_another_reason_is_not_tried_again(on_a_gpu: Bench)
     assert on_a_gpu.fallbacks == [("cuda-bf16", "build_failed")]
 
 
+def test_where_a_failed_capture_spoilt_the_process_that_is_said_once(
+    on_a_gpu: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As torch before 2.12 has it; whatever version comes next, only a new process captures again."""
+    tried: list[str] = []
+
+    def spoilt(version: Version, precision: str) -> Engine:
+        tried.append(version.id)
+        raise RuntimeError('captures_underway.empty() INTERNAL ASSERT FAILED at "CUDACachingAllocator.cpp":3750')
+
+    tuner = gpu_tuner(on_a_gpu)
+    tuner._build = spoilt
+    assert tuner.tune(on_a_gpu.classifier.version)
+    assert "restart this worker" in caplog.text
+    assert tuner.tune(replace(on_a_gpu.classifier.version, body="of another version"))
+    assert on_a_gpu.fallbacks == [("cuda-bf16", "captures_spoilt")]
+    assert tried == [on_a_gpu.first]
+
+
 def test_a_device_that_is_broken_is_told(on_a_gpu: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error after which CUDA answers nothing any more; one that leaves the device whole is the candidate's."""
     broken: list[BaseException] = []

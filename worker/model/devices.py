@@ -16,6 +16,9 @@ NO_ROOM: Final = (
 """What CUDA's libraries say in a RuntimeError where memory lacks. Not all of it is certain: whatever else is wrong is
 still wrong in a smaller batch."""
 
+SPOILT: Final = "captures_underway.empty()"
+"""What torch before 2.12 asserts in every capture of graphs after one that failed, for as long as the process lives."""
+
 
 def choose(name: str) -> torch.device:
     """The device for `cpu`, `cuda`, or `auto`, which is CUDA where torch finds a device.
