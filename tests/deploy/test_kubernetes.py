@@ -145,6 +145,20 @@ def test_a_gpu_is_one_pods_alone(documents: list[Document]) -> None:
     assert {"cpu": None, "cuda": "1"}[device] == container["resources"]["limits"].get("nvidia.com/gpu")
 
 
+@pytest.mark.parametrize(("overlay", "itself_gb"), [("cpu", 4), ("gpu", 8)])
+def test_a_pod_has_memory_for_its_decoders_and_a_gpus_decode_on_all_its_cores(
+    tmp_path: Path, overlay: str, itself_gb: int
+) -> None:
+    """Each of which may take what is allowed for a picture, beside a worker that reads weights while it holds some."""
+    container = pods(build(overlay, tmp_path / "made"))["moderation-worker"]["spec"]["containers"][0]
+    environment = {e["name"]: e.get("value") for e in container["env"]}
+    asked, limits = environment.get("MODERATION_DECODERS"), container["resources"]["limits"]
+    assert (asked is None) == (overlay == "gpu")
+    decoders = int(asked or int(limits["cpu"]) - 1)
+    each_gb = Settings.model_fields["decode_memory_mb"].default / 1024
+    assert decoders * each_gb + itself_gb <= int(limits["memory"].removesuffix("Gi"))
+
+
 def test_the_autoscaler_counts_both_streams_and_keeps_a_worker(documents: list[Document]) -> None:
     """By the streams' own names; what is in work counts; never down to none."""
     scaler = only(documents, "ScaledObject")["spec"]
