@@ -63,7 +63,7 @@ def fit(
     started_s = time.monotonic()
     device = devices.choose(plan.device)
     with nullcontext() if locked else release.one_run(store):
-        parent = store.champion()  # read first: a damaged store is found out before the work, not after it
+        parent = store.in_service()  # read first: a damaged store is found out before the work, not after it
         parts = parts or prepare.gather(plan.train, plan.test, reporter)
         network = networks.get(plan.network)
         base, source, kept = base_of(plan, store, parent, network, reporter)

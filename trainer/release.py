@@ -45,7 +45,7 @@ def one_run(store: WeightsStore) -> Iterator[None]:
 
 def take_its_place(store: WeightsStore, version_id: str, *, by: str) -> Role:
     """Make the store's first version its champion, a later one the challenger; a champion fitted again stays it."""
-    champion = store.champion()
+    champion = store.in_service()
     if champion == version_id:
         return "champion"
     if champion is None:
@@ -72,7 +72,7 @@ def promote(
     OvertakenError where another version came into service meanwhile.
     """
     known(store, version_id)
-    champion = store.champion()
+    champion = store.in_service()
     if champion == version_id:
         raise UsageError(f"{version_id} is the champion already: nothing to promote.")
     gate.check_margin(margin)

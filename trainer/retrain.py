@@ -57,6 +57,7 @@ def retrain(
     promoted none since, and again while nothing is new and it still is the challenger; and what its steps raise.
     """
     with locks.one_run(job.data, "data set", "--data", DataError), release.one_run(store):
+        store.in_service()  # a lost champion is found out before the work
         with record.step("collect"):
             decoders = partial(decoder_pool, Preprocessing())
             collector = Collector(job.data, content, decoders, reporter, job.fetch_threads, job.test_share)

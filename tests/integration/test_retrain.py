@@ -275,6 +275,23 @@ def test_a_version_that_a_person_took_out_of_service_stays_out(site: Site) -> No
     assert (site.store.champion(), site.store.challenger()) == (other, fitted)
 
 
+def test_a_lost_champion_file_fails_the_run_before_anything_is_collected(
+    site: Site, moderators: Moderators, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the sentence that puts it back; then the run is one as any other."""
+    champion = site.store.champion() or ""
+    publish_colours(site.store, promote=True)
+    site.store.promote(champion, by="ada", why="it was better")
+    moderators.decide(TO_TRAIN, "risked")
+    (site.store.root / "champion").unlink()
+    before = ledger.read(site.data)
+    assert run(command) == 4
+    assert f"{champion} served last by the history: put it back with" in capsys.readouterr().err
+    assert (ledger.read(site.data), site.store.champion()) == (before, None)
+    (site.store.root / "champion").write_text(f"{champion}\n")
+    assert site.run() == "promoted"
+
+
 def test_after_a_rollback_only_a_person_promotes_and_then_the_schedule_again(
     site: Site, moderators: Moderators
 ) -> None:

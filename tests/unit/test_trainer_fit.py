@@ -97,6 +97,17 @@ def test_the_first_version_becomes_champion_and_history_says_so(fitted: tuple[We
     assert (entry.to, entry.by, entry.why) == (version, "ada", "first version of the store")
 
 
+def test_a_lost_champion_file_is_found_out_before_the_work(few: Path, store: WeightsStore) -> None:
+    """Not by a version that takes the service without a gate and without what the champion was fitted for."""
+    publish_colours(store, promote=True)
+    champion = publish_colours(store, ban_threshold=0.7, promote=True)
+    (store.root / "champion").unlink()
+    before = store.versions()
+    with pytest.raises(WeightsError, match=f"{champion} served last"):
+        fit(plan(few), store, Reporter(io.StringIO()))
+    assert (store.versions(), store.champion()) == (before, None)
+
+
 def test_the_manifest_tells_where_the_version_comes_from(fitted: tuple[WeightsStore, str, str]) -> None:
     store, version, _ = fitted
     manifest = store.verify(version)

@@ -52,6 +52,32 @@ def test_a_rollback_while_versions_are_compared_is_not_undone(
     assert [entry.action for entry in store.history()][-1] == "rollback"
 
 
+def test_a_lost_champion_file_gives_nobody_the_service(store: WeightsStore) -> None:
+    """What came next would be compared with nothing, and nothing would lead back from it."""
+    first, (second, third) = champion_of(store), others(store)
+    store.promote(second, by="ada", why="second")
+    (store.root / "champion").unlink()
+    for act in (
+        lambda: release.take_its_place(store, third, by="retrain"),
+        lambda: release.promote(store, third, by="ada", why="third"),
+        lambda: store.promote(third, by="ada", why="third"),
+    ):
+        with pytest.raises(WeightsError, match=f"where {second} served last .* `echo {second} > .*champion`"):
+            act()
+    assert (store.champion(), len(store.history())) == (None, 2)
+    (store.root / "champion").write_text(f"{second}\n")
+    assert release.take_its_place(store, third, by="retrain") == "challenger"
+    assert release.rollback(store, by="ada", why="it bans cats") == first
+
+
+def test_a_first_promotion_that_was_cut_short_takes_effect(store: WeightsStore) -> None:
+    """It is on record, and nothing else ever served: the next version is compared with it."""
+    first, (second, _) = champion_of(store), others(store)
+    (store.root / "champion").unlink()
+    assert release.take_its_place(store, second, by="retrain") == "challenger"
+    assert (store.champion(), len(store.history())) == (first, 1)
+
+
 def test_damaged_outcomes_are_no_pass_and_force_goes_ahead_on_record(store: WeightsStore) -> None:
     """As the refusal itself advises."""
     champion, (other, _) = champion_of(store), others(store)

@@ -32,6 +32,13 @@ class WeightsStore(VersionStore):
         """The id of the version in service, None where none is. WeightsError where the file holds no version id."""
         return self._pointer("champion")
 
+    def in_service(self) -> str | None:
+        """The champion, for who goes on from it: None only where there never was one. A first promotion that a crash
+        kept from taking effect takes effect. WeightsError where a champion is on record and its file was lost: what
+        followed would be compared with nothing, held to nothing, and could not be rolled back."""
+        with stored.locked(self.root):
+            return self._in_service()
+
     def challenger(self) -> str | None:
         """The id of the version that waits to be promoted, if any; workers do not read it. Errors as `champion`."""
         return self._pointer("challenger")
@@ -51,7 +58,7 @@ class WeightsStore(VersionStore):
         WeightsError where it cannot be served, ChampionChangedError where another champion than `compared_with`
         serves by now."""
         with stored.locked(self.root):
-            champion = self.champion()
+            champion = self._in_service()
             if champion == version_id:
                 raise UsageError(f"{version_id} is the champion already: name another version")
             if compared_with is not None and champion != compared_with:
@@ -94,6 +101,20 @@ class WeightsStore(VersionStore):
         except stored.AbsentError:
             return []
 
+    def _in_service(self) -> str | None:
+        champion, history = self.champion(), self.history()
+        if champion is not None or not history:
+            return champion
+        last = history[-1]
+        if last.from_ is not None:
+            raise WeightsError(
+                f"The file champion is missing in {self.root}, where {last.to} served last by the history: put it back "
+                f"with `echo {last.to} > {self.root / 'champion'}`"
+            )
+        self.verify(last.to)
+        stored.replace(self.root / "champion", f"{last.to}\n".encode(), shared=True)
+        return last.to
+
     def _put_in_service(
         self,
         action: Literal["promote", "rollback"],
@@ -123,5 +144,5 @@ class WeightsStore(VersionStore):
                 raise
             return None
         if not manifests.VERSION_ID.fullmatch(version_id):
-            raise WeightsError(f"the file {name} in {self.root} holds no version id: write one there or delete it")
+            raise WeightsError(f"the file {name} in {self.root} holds no version id: write one there")
         return version_id
