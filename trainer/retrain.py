@@ -22,6 +22,7 @@ from trainer.prepare import Parts
 from trainer.progress import Reporter
 from trainer.retrain_metrics import Record
 from worker.client import Moderation
+from worker.model import history as histories
 from worker.model.preprocessing import Preprocessing
 from worker.model.weights import WeightsStore
 
@@ -123,7 +124,7 @@ def _put_into_service(job: Job, store: WeightsStore, version: str, reporter: Rep
     """Past the gate, unless it is the store's first version and so in service already, or a person rolled back."""
     if store.champion() == version:
         return
-    history = store.history()
+    history = histories.in_effect(store.history(), store.champion())
     last = next((entry for entry in reversed(history) if version in (entry.from_, entry.to)), None)
     if last is not None and last.action == "rollback" and last.from_ == version:
         raise RefusedError(

@@ -316,6 +316,23 @@ def test_after_a_rollback_only_a_person_promotes_and_then_the_schedule_again(
     assert site.run() == "promoted"
 
 
+def test_a_promotion_that_failed_after_a_rollback_is_none_by_a_person(site: Site, moderators: Moderators) -> None:
+    """Its line fitted on the full disk and its champion file did not. A rollback that failed so forbids nothing."""
+    fitted = site.store.champion()
+    bad = publish_colours(site.store, promote=True)
+    site.store.rollback(by="ada", why="it banned a cat")
+    site.store.promote(bad, by="ada", why="it was right")
+    (site.store.root / "champion").write_text(f"{fitted}\n")
+    moderators.decide(TO_TRAIN, "risked")
+    with pytest.raises(RefusedError, match="ada rolled back"):
+        site.run()
+    site.store.promote(bad, by="ada", why="it was right")
+    site.store.promote(fitted or "", by="ada", why="or was it")
+    site.store.rollback(by="ada", why="it was")
+    (site.store.root / "champion").write_text(f"{fitted}\n")
+    assert site.run() == "promoted"
+
+
 def test_the_outcome_is_pushed_and_a_failure_keeps_the_last_success(
     site: Site, gateway: Gateway, broker: Broker
 ) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tests.tiny_network import TINY
 from trainer.bases import random_base
 from worker.errors import UsageError, WeightsError
-from worker.model import files, network
+from worker.model import files, history, network
 from worker.model.manifest import BaseRef, EngineCheck, Manifest, ManifestDraft, identity
 from worker.model.tensors import state_dict
 from worker.model.weights import ChampionChangedError, WeightsStore
@@ -365,6 +365,43 @@ def test_a_promotion_that_a_crash_cut_off_counts_for_nothing(store: WeightsStore
     store.promote(third, by="a", why="")
     assert [entry.to for entry in store.history()] == [first, second, third]
     assert store.rollback(by="a", why="") == first
+
+
+def test_only_what_took_effect_counts_whatever_stands_last(store: WeightsStore, base: BaseRef) -> None:
+    """A promotion or a rollback whose champion file met a full disk leaves a line all the same."""
+    first, second, third = (published(store, base, value) for value in (0.1, 0.2, 0.3))
+    for version in (first, second):
+        store.promote(version, by="a", why="")
+    for act, standing in (
+        (lambda: store.rollback(by="a", why=""), second),
+        (lambda: store.promote(third, by="a", why=""), second),
+        (lambda: store.rollback(by="a", why="really"), first),
+        (lambda: store.promote(third, by="a", why=""), first),
+    ):
+        act()
+        (store.root / "champion").write_text(f"{standing}\n")
+    assert len(store.history()) == 6
+    effective = history.in_effect(store.history(), store.champion())
+    assert [(entry.action, entry.to, entry.why) for entry in effective] == [
+        ("promote", first, ""),
+        ("promote", second, ""),
+        ("rollback", first, "really"),
+    ]
+    assert history.in_effect([], None) == []
+
+
+def test_a_history_mended_by_hand_keeps_its_last_line(store: WeightsStore, base: BaseRef) -> None:
+    """Editors leave it without an end: it counts, and the next entry comes after it."""
+    first, second = published(store, base, 0.1), published(store, base, 0.2)
+    store.promote(first, by="a", why="")
+    path = store.root / "history.jsonl"
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+    assert [entry.to for entry in store.history()] == [first]
+    store.promote(second, by="a", why="")
+    assert [entry.to for entry in store.history()] == [first, second]
+    path.write_bytes(path.read_bytes() + b"{}")
+    with pytest.raises(WeightsError, match=r"line 3 .* damaged"):
+        store.history()
 
 
 def test_a_challenger_is_named_and_withdrawn(store: WeightsStore, base: BaseRef) -> None:

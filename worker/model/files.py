@@ -5,6 +5,7 @@ Knows nothing of weights. What goes wrong while reading ends here as a WeightsEr
 
 import contextlib
 import fcntl
+import json
 import os
 import secrets
 import shutil
@@ -107,16 +108,34 @@ def add_folder(path: Path, files: Mapping[str, bytes], *, shared: bool = False) 
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Adds one line to `path`, on disk when this returns; a last line that a crash cut short is dropped first. Whoever
-    may read the folder may read it."""
+    """Adds one line of JSON to `path`, on disk when this returns. A last line that a crash cut short is dropped first,
+    and one that only lacks its end, as editors leave it, gets that. Whoever may read the folder may read it."""
     with open(path, "ab+", opener=_no_link) as file:
         _readable_as(path.parent, path)
         file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(line + b"\n")
+        content = file.read()
+        start = content.rfind(b"\n") + 1
+        unended = _is_json(content[start:])
+        if not unended:
+            file.truncate(start)
+        file.write(b"\n" * unended + line + b"\n")
         file.flush()
         os.fsync(file.fileno())
     sync_folder(path.parent)
+
+
+def whole_lines(content: bytes) -> list[bytes]:
+    """The lines of a file that `append_line` wrote, without their ends and without a last one that was cut short."""
+    *lines, last = content.split(b"\n")
+    return [*lines, last] if _is_json(last) else lines
+
+
+def _is_json(line: bytes) -> bool:
+    """Whether it is a whole JSON object, of which no beginning is one."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def sync_folder(folder: Path) -> None:

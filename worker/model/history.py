@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from worker.errors import WeightsError
+from worker.model import files
 
 
 class HistoryEntry(BaseModel):
@@ -32,10 +33,10 @@ class HistoryEntry(BaseModel):
 def parse(content: bytes) -> list[HistoryEntry]:
     """The entries of a history file, oldest first. WeightsError where a line is damaged.
 
-    What follows the last line's end was cut short by a crash and never took effect.
+    What a crash cut short at the end never took effect.
     """
     entries = []
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+    for number, line in enumerate(files.whole_lines(content), start=1):
         try:
             entries.append(HistoryEntry.model_validate_json(line))
         except ValidationError:
@@ -43,10 +44,20 @@ def parse(content: bytes) -> list[HistoryEntry]:
     return entries
 
 
+def in_effect(history: list[HistoryEntry], champion: str | None) -> list[HistoryEntry]:
+    """The entries that took effect, oldest first.
+
+    An entry is written before it takes effect; one whose version is not what the next one starts from, or not the
+    champion, never did, such as where the disk was full; or somebody has undone it by hand.
+    """
+    came_next = [*(entry.from_ for entry in history[1:]), champion]
+    return [entry for entry, current in zip(history, came_next, strict=True) if entry.to == current] if history else []
+
+
 def trail(history: list[HistoryEntry], champion: str | None) -> list[str]:
     """The champions in effect, oldest first, up to the one in service: a promotion adds one, a rollback removes one.
 
-    An entry is written before it takes effect; what the next one (or the champion) does not start from never did.
+    It goes by what each entry starts from, as `in_effect` does, and so copes with champions named by hand, too.
     """
     line: list[str] = []
     for entry in history:
