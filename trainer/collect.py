@@ -44,11 +44,13 @@ may all have been deleted by their authors."""
 
 Result = Literal["added", "replaced", "moved", "unchanged", "gone", "mismatched", "unusable", "waiting"]
 """What became of a decision. `waiting`: the fault was not the picture's, or need not be, and the next run tries again:
-the content store failed or has nothing at all, or the decoder did on what may be a busy machine."""
+the content store failed or did not have it for the first time, or the decoder failed on what may be a busy machine."""
 
 RESULTS: Final[tuple[Result, ...]] = get_args(Result)
 _OF_REASON: Final[dict[str, Result]] = {"not_found": "gone", "fetch_failed": "waiting", "mismatched": "mismatched"}
-_TRIED_TWICE: Final = frozenset({"decode_timeout", "decoder_crashed"})
+_TRIED_TWICE: Final = frozenset({"not_found", "decode_timeout", "decoder_crashed"})
+"""Not found counts among them because a store that half fails, one bucket or folder of it, says so of what it has."""
+
 _SAID: Final[dict[Result, str]] = {
     "gone": "pictures are gone from the content store and were not collected",
     "mismatched": "pictures are not the bytes that people decided on (another SHA-256) and were not collected",
@@ -156,10 +158,10 @@ class Collector:
             for became in in_threads(partial(self._place, decoders), list(latest.values()), self._threads):
                 advance(1)
                 made.append(became)
-        fault, empty = _fault_of(made)
+        fault = _fault_of(made)
         placed: list[Decision] = []
         for decision, became in zip(latest.values(), made, strict=True):
-            result = _result(became, decision, empty=empty)
+            result = _result(became, decision)
             results[result] += 1
             if isinstance(became, LeftOut):
                 left.setdefault(result, []).append(decision.content_id)
@@ -211,22 +213,17 @@ class Collector:
             )
 
 
-def _result(became: Result | LeftOut, decision: Decision, *, empty: bool) -> Result:
-    """What is counted of it; `empty` says that the content store had none of the block's pictures.
-
-    Left out for good is what met the same fault twice: a store that did not answer says nothing of what it has.
-    """
+def _result(became: Result | LeftOut, decision: Decision) -> Result:
+    """What is counted of it. Left out for good is what met the same fault twice, in two runs."""
     if not isinstance(became, LeftOut):
         return became
-    may_pass = became.reason in _TRIED_TWICE or (empty and became.reason == "not_found")
-    if may_pass and decision.kept_back != became.reason:
+    if became.reason in _TRIED_TWICE and decision.kept_back != became.reason:
         return "waiting"
     return _OF_REASON.get(became.reason, "unusable")
 
 
-def _fault_of(made: Sequence[Result | LeftOut]) -> tuple[str, bool]:
-    """What is the matter with the content store where every fetch of a block met the same, and whether it is that it
-    has nothing; empty where nothing is."""
+def _fault_of(made: Sequence[Result | LeftOut]) -> str:
+    """What is the matter with the content store where every fetch of a block met the same; empty where nothing is."""
     fetched = [became for became in made if became not in ("moved", "unchanged")]
     lost = [became for became in fetched if isinstance(became, LeftOut)]
     if lost and len(lost) == len(fetched):
@@ -234,11 +231,11 @@ def _fault_of(made: Sequence[Result | LeftOut]) -> tuple[str, bool]:
             return (
                 f"The content store failed for each picture it was asked for ({lost[0].detail.rstrip('.')}): mend it "
                 "or MODERATION_CONTENT_URL, and the next run tries them again."
-            ), False
+            )
         if len(lost) >= EMPTY_FROM and all(one.reason == "not_found" for one in lost):
             return (
                 f"The content store has none of {len(lost)} pictures that it was asked for: check "
                 "MODERATION_CONTENT_URL and what is mounted there; the next run tries them once more and leaves out "
                 "what is gone then."
-            ), True
-    return "", False
+            )
+    return ""

@@ -154,7 +154,7 @@ def test_a_refusal_leaves_a_challenger_computes_only_what_is_new_and_is_not_repe
     after = metrics(text)
     assert outcome(text) == "refused"
     assert after[LAST_SUCCESS] == before[LAST_SUCCESS] < after[LAST_RUN]
-    assert (after["moderation_retrain_pictures[added]"], after["moderation_retrain_pictures[gone]"]) == (1, 1)
+    assert (after["moderation_retrain_pictures[added]"], after["moderation_retrain_pictures[waiting]"]) == (1, 1)
     assert site.store.champion() == first
     assert site.store.challenger() not in (None, first)
     versions = site.store.versions()
