@@ -120,7 +120,9 @@ class Collector:
         with self._open_decoders() as decoders:
             try:
                 if kept.waiting:
-                    kept, fault = self._block(decoders, kept, kept.waiting, results, left, late=True)
+                    since = min(_entry(decision) for decision in kept.waiting)
+                    later = [d for d in corrections("{}-{}".format(*since)) if _entry(d) <= ledger.entry(kept.cursor)]
+                    kept, fault = self._block(decoders, kept, kept.waiting, results, left, later)
                     # A fault of these few alone must not keep the others from being collected, run after run.
                     if fault and any(decision.kept_back == "not_found" for decision in kept.waiting):
                         raise UnavailableError(fault)
@@ -140,13 +142,11 @@ class Collector:
         block: Sequence[Decision],
         results: Counter[Result],
         left: dict[Result, list[str]],
-        *,
-        late: bool = False,
+        later: Sequence[Decision] = (),
     ) -> tuple[Ledger, str]:
         """All of a block on disk, then its ledger. Also the fault of the content store where every fetch met it.
 
-        `late` decisions have waited for this attempt. They may be older than what is in the set, so they label no bytes
-        under another ID.
+        A block that has waited for this attempt may be older than what is in the set: `later` are the decisions since.
         """
         latest: dict[str, Decision] = {}
         for decision in block:
@@ -169,12 +169,23 @@ class Collector:
                 placed.append(decision)
             if result == "waiting" and isinstance(became, LeftOut):
                 waiting[decision.content_id] = decision.model_copy(update={"kept_back": became.reason})
-        if not late and (agreed := sum(self._spots.label_same_bytes(one.content_id, one.label) for one in placed)):
+        if agreed := sum(self._spots.label_same_bytes(one.content_id, self._label(one, later)) for one in placed):
             self._reporter.say(f"{agreed} pictures hold the same bytes as one decided on later and take its label.")
         ledger.note_left_out(self._data, [became for became in made if isinstance(became, LeftOut)])
         kept = kept.model_copy(update={"waiting": tuple(waiting.values())})
         ledger.save(self._data, kept)
         return kept, fault
+
+    def _label(self, decision: Decision, later: Sequence[Decision]) -> str:
+        """That of the decision's bytes: the latest's on them, under whichever ID."""
+        if later:
+            digest, ids = self._spots.same_bytes(decision.content_id)
+            for other in reversed(later):
+                if _entry(other) <= _entry(decision):
+                    break
+                if other.sha256 == digest or (other.sha256 is None and other.content_id in ids):
+                    return other.label
+        return decision.label
 
     def _place(self, decoders: DecoderPool, decision: Decision) -> Result | LeftOut:
         spots = self._spots.of(decision.content_id)
@@ -211,6 +222,10 @@ class Collector:
             self._reporter.say(
                 f"{len(ids)} {_SAID[result]}: {dataset.listing(ids)}; all are in {ledger.LEFT_OUT_FILE}."
             )
+
+
+def _entry(decision: Decision) -> tuple[int, int]:
+    return ledger.entry(decision.correction)
 
 
 def _result(became: Result | LeftOut, decision: Decision) -> Result:

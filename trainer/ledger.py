@@ -72,6 +72,12 @@ class LeftOut(NamedTuple):
     detail: str
 
 
+def entry(correction: str) -> tuple[int, int]:
+    """The ID of a correction's entry, or the cursor, as what greater ones come after."""
+    milliseconds, _, number = correction.partition("-")
+    return int(milliseconds), int(number or 0)
+
+
 def read(data: Path) -> Ledger:
     """The ledger of the data set in `data`, an empty one where there is none. Raises DataError where it is damaged."""
     path = data / FILE

@@ -62,6 +62,13 @@ class Spots:
         self._of[content_id] = [spot]
         self._note_size(content_id, spot)
 
+    def same_bytes(self, content_id: str) -> tuple[str | None, set[str]]:
+        """The SHA-256 of the bytes of `content_id`, and the IDs that they lie under, itself among them."""
+        path = self._of[content_id][0].path
+        digest = sha256(path)
+        like = self._ids_of_size.get(path.stat().st_size, set())
+        return digest, {other for other in like if any(sha256(spot.path) == digest for spot in self._of[other])}
+
     def label_same_bytes(self, content_id: str, label: str) -> int:
         """The bytes of `content_id` under other IDs move to `label`, each in its own part; returns how many did."""
         path = self._of[content_id][0].path

@@ -155,6 +155,29 @@ def test_of_opposite_decisions_on_the_same_bytes_the_latest_holds_for_every_id(
     assert scene.files() == [f"{folder}/approved/other.png", *(f"{folder}/risked/{n}.jpg" for n in "abc")]
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["digests known", "digests unknown"])
+@pytest.mark.parametrize("late_is_latest", [True, False])
+def test_a_decision_that_was_kept_back_labels_the_same_bytes_unless_a_later_one_has(
+    late_is_latest: bool, known: bool, scene: Scene
+) -> None:
+    """Or they would lie under two labels, and both would be taken out of the training pictures for good."""
+    drawn = picture("approved", size=SIZE)
+    digest = hashlib.sha256(drawn).hexdigest() if known else None
+    scene.decide("a", "approved", drawn, sha256=digest)
+    scene.collect()
+    scene.decide("b", "risked", b"", sha256=digest)  # not there yet
+    if not late_is_latest:
+        scene.decide("c", "not_suitable", drawn, sha256=digest)
+    scene.collect()
+    scene.decide("other", "approved", picture("risked", size=SIZE))
+    (scene.content / "b").write_bytes(drawn)
+    assert scene.collect() == {"added": 2}
+    label, ids = ("risked", "ab") if late_is_latest else ("not_suitable", "abc")
+    assert scene.files() == sorted(
+        ["train/interim/approved/other.jpg", *(f"train/interim/{label}/{content_id}.jpg" for content_id in ids)]
+    )
+
+
 def test_a_picture_of_the_same_name_is_never_lost_to_a_decision_on_other_bytes(scene: Scene) -> None:
     """Folders made by hand may hold two pictures of one name; what is decided is another ID."""
     folder = scene.data / "train" / "interim"
