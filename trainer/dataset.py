@@ -178,6 +178,15 @@ def check_enough(fitted_on: Sequence[Picture], held_out: Sequence[Picture]) -> N
             )
 
 
+def check_held_out(pictures: Sequence[Picture]) -> None:
+    """Raise DataError where near-duplicates of pictures fitted on have taken a label's last held-out picture."""
+    if missing := [name for name, count in counts(pictures).items() if count == 0]:
+        raise DataError(
+            f"Every held-out picture of {_listed(missing)} looks like one that is fitted on: supply training pictures "
+            "that differ from one another."
+        )
+
+
 def check_test(pictures: Sequence[Picture]) -> None:
     """Raise DataError where a label has no test picture left."""
     counted = counts(pictures)

@@ -8,16 +8,24 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from trainer import dataset, looks
 from trainer.arrays import IntArray
-from trainer.dataset import Picture
+from trainer.dataset import Picture, Unreadable
+from trainer.errors import DataError
 from trainer.features import Compute, Features
 from trainer.progress import Reporter
 from worker.model.labels import LABELS
+
+MAY_PASS: Final = frozenset({"decode_timeout", "decoder_crashed", "fetch_failed"})
+"""Reasons that may be the machine's and not the picture's."""
+
+PASSING_MAX: Final = 5
+PASSING_SHARE_MAX: Final = 0.01
+"""Pictures that may be missing for them, whichever is more: a handful that kills decoders must not end every run."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,8 @@ def _say_removed(reporter: Reporter, pictures: Sequence[Picture], what: str) -> 
 def compute_all(parts: Parts, compute: Compute, reporter: Reporter, what: str = "Features") -> FeatureParts:
     """Features of every part, without pictures that look like those of a part before it; what is taken out is said.
 
-    `what` names the work in its progress. Raises DataError where a label has too few left.
+    `what` names the work in its progress. Raises DataError where a label has too few left, or too many could not be
+    read this time.
     """
     features = FeatureParts(
         compute(parts.fitted_on, "middle", f"{what} of pictures to fit on"),
@@ -74,11 +83,13 @@ def compute_all(parts: Parts, compute: Compute, reporter: Reporter, what: str = 
     )
     _say_unreadable(reporter, features.fitted_on, features.held_out, role="training")
     _say_unreadable(reporter, features.test, role="test")
+    _check_read(features.fitted_on, features.held_out, features.test)
+    dataset.check_enough(features.fitted_on.pictures, features.held_out.pictures)
     _say_two_labels(reporter, features.fitted_on, features.held_out)
     features = _without_near_duplicates(features, reporter)
     _say_repeated(reporter, features.held_out, "held-out")
     _say_repeated(reporter, features.test, "test")
-    dataset.check_enough(features.fitted_on.pictures, features.held_out.pictures)
+    dataset.check_held_out(features.held_out.pictures)
     dataset.check_test(features.test.pictures)
     return features
 
@@ -132,9 +143,24 @@ def _say_two_labels(reporter: Reporter, *features: Features) -> None:
 def _say_unreadable(reporter: Reporter, *features: Features, role: str) -> None:
     lost = [file for part in features for file in part.unreadable]
     if lost:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(Counter(f.reason for f in lost).items()))
         names = dataset.listing([str(file.path) for file in lost])
-        reporter.say(f"{len(lost)} {role} files are no usable pictures, left out ({reasons}): {names}.")
+        reporter.say(f"{len(lost)} {role} files are no usable pictures, left out ({_reasons(lost)}): {names}.")
+
+
+def _check_read(*features: Features) -> None:
+    """Raises DataError where a busy machine or a failing disk took so many that the rest is not what was supplied."""
+    lost = [file for part in features for file in part.unreadable if file.reason in MAY_PASS]
+    supplied = sum(len(part.pictures) + len(part.unreadable) for part in features)
+    if len(lost) > max(PASSING_MAX, PASSING_SHARE_MAX * supplied):
+        raise DataError(
+            f"{len(lost)} of {supplied} pictures could not be read for reasons that may pass ({_reasons(lost)}): see "
+            "the disk and what else the machine does and run it again, and remove pictures that fail every time: "
+            f"{dataset.listing([str(file.path) for file in lost])}."
+        )
+
+
+def _reasons(lost: Sequence[Unreadable]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(Counter(one.reason for one in lost).items()))
 
 
 def describe(features: FeatureParts) -> dict[str, Any]:
