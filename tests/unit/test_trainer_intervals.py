@@ -1,5 +1,7 @@
 """Bounds of shares and of what is none."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
@@ -30,6 +32,21 @@ def test_the_bootstrap_of_a_mean_is_about_two_standard_errors_wide_each_way_and_
     assert interval == intervals.bootstrapped(lambda drawn: float(values[drawn].mean()), 400)
     assert interval[1] - interval[0] == pytest.approx(4 / 20, rel=0.15)
     assert interval[0] < values.mean() < interval[1]
+
+
+def test_the_bootstrap_of_many_pictures_takes_little_memory_and_draws_the_same() -> None:
+    """In parts, and the parts do not show."""
+    values = np.random.default_rng(1).normal(5, 1, 50_000)
+    tracemalloc.start()
+    try:
+        interval = intervals.bootstrapped(lambda drawn: float(values[drawn].mean()), len(values))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100e6
+    drawn = np.random.default_rng(0)
+    means = [values[drawn.integers(0, len(values), len(values))].mean() for _ in range(intervals.RESAMPLES)]
+    assert interval == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
 
 
 def test_one_picture_has_no_bootstrap() -> None:
