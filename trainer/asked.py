@@ -61,6 +61,23 @@ def fitted_for(metrics: Mapping[str, Any]) -> Asked:
     return Asked(shares, aims.get("ban_precision"), aims.get("review_recall"), operated.get("uploads_per_day"))
 
 
+def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Where two manifests' metrics differ in what the gate holds a version to, `name old -> new` each."""
+    old, new = fitted_for(before), fitted_for(after)
+    held_to = ("prevalence", "ban_precision", "review_recall")
+    return [
+        f"{name.replace('_', ' ')} {_shown(was)} -> {_shown(now)}"
+        for name in held_to
+        if (was := getattr(old, name)) != (now := getattr(new, name))
+    ]
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={share:g}" for name, share in value.items())
+    return "not given" if value is None else str(value)
+
+
 def completed(
     asked: Asked, champion: Manifest | None, say: Callable[[str], None], *, threshold_given: bool = False
 ) -> Asked:

@@ -18,7 +18,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from trainer import assess, calibrate, dataset, engines, explain, maps, operating, prepare, recipes, release
+from trainer import asked, assess, calibrate, dataset, engines, explain, maps, operating, prepare, recipes, release
 from trainer.arrays import DoubleArray, FloatArray
 from trainer.cache import FeatureCache
 from trainer.calibrate import Calibration
@@ -116,11 +116,28 @@ def fit(
             page = assess.report_of(version_id, draft, features, outcomes, champion, decoders, panels)
         files = {OUTCOMES_FILE: outcomes.to_json(), REPORT_FILE: page}
         done = "Judged again, its training pictures being the same," if version_id in store.versions() else "Published"
+        _note_refit(store, version_id, draft, plan.by, reporter)
         manifest = store.publish(draft, delta, files)
         role = release.take_its_place(store, manifest.id, by=plan.by)
     accuracy = manifest.metrics["test"]["accuracy"]
     reporter.say(f"{done} {manifest.id} as {role}: test accuracy {accuracy:.3f}.")
     return manifest
+
+
+def _note_refit(store: WeightsStore, version_id: str, draft: ManifestDraft, by: str, reporter: Reporter) -> None:
+    """Say and put on record where the champion, made again, will be held to something else or tested on other pictures:
+    nothing else of it changes, so that nobody would see what later versions are measured by."""
+    if version_id != store.champion():
+        return
+    standing = store.manifest(version_id)
+    changes = asked.changed(standing.metrics, draft.metrics)
+    digests = [str(data.get("test_digest", "unknown"))[:12] for data in (standing.data, draft.data)]
+    if digests[0] != digests[1]:
+        changes.append(f"test pictures {digests[0]} -> {digests[1]}")
+    if changes:
+        why = f"fitted again: {', '.join(changes)}"
+        reporter.say(f"The champion {version_id} is {why}; history.jsonl has it on record.")
+        store.note_refit(version_id, by=by, why=why)
 
 
 @contextmanager

@@ -45,10 +45,10 @@ def draw(figures: Figures, promotion: HistoryEntry | str, now: datetime) -> Grou
 
 
 def last_promotion(weights: Path) -> HistoryEntry | str:
-    """The last entry of the store's history; one sentence where there is none to be read on this machine."""
+    """The last promotion or rollback of the store; one sentence where none can be read on this machine."""
     try:
         with files.open_inside(weights, "history.jsonl") as file:
-            entries = histories.parse(file.read())
+            entries = histories.moves(histories.parse(file.read()))
     except files.AbsentError:
         return f"no history in {weights}; set MODERATION_WEIGHTS_DIR to the weights store to see it"
     except WeightsError as error:

@@ -274,6 +274,27 @@ def test_what_is_not_asked_for_is_what_the_champion_was_fitted_for(
     assert "otherwise: --review-recall 0.9, --uploads-per-day 5000000." in said.getvalue()
 
 
+def test_what_the_champion_is_held_to_does_not_change_without_a_word_and_a_record(
+    few: Path, store: WeightsStore
+) -> None:
+    """A trial with other aims may make the very version in service, and later ones would be measured by the trial's."""
+    champion = fit(plan(few), store, Reporter(io.StringIO()))
+    assert champion.ban_threshold is None  # too few to show any precision, so other aims make the same version
+    again = fit(plan(few), store, Reporter(io.StringIO()))
+    assert (again.id, len(store.history())) == (champion.id, 1)
+    next((few / "test" / "risked").iterdir()).unlink()
+    said = io.StringIO()
+    again = fit(replace(plan(few, by="bob"), asked=Asked({"risked": 0.02}, 0.5)), store, Reporter(said))
+    entry = store.history()[-1]
+    assert (again.id, entry.action, entry.from_, entry.to, entry.by) == (
+        champion.id, "refit", champion.id, champion.id, "bob",
+    )  # fmt: skip
+    digests = [str(manifest.data["test_digest"])[:12] for manifest in (champion, again)]
+    changes = f"prevalence not given -> risked=0.02, ban precision 0.95 -> 0.5, test pictures {' -> '.join(digests)}"
+    assert entry.why == f"fitted again: {changes}"
+    assert f"The champion {champion.id} is fitted again: {changes}; history.jsonl has it on record." in said.getvalue()
+
+
 def published_with(store: WeightsStore, manifest: Manifest, metrics: dict[str, Any]) -> None:
     """The same version with other metrics, as another release or a person made it."""
     kept = manifest.model_dump(by_alias=True, exclude={"id", "delta"}) | {"metrics": metrics}

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tests.tiny_network import TINY
 from trainer.bases import random_base
+from worker import status
 from worker.errors import UsageError, WeightsError
 from worker.model import files, history, network
 from worker.model.manifest import BaseRef, EngineCheck, Manifest, ManifestDraft, identity
@@ -388,6 +389,23 @@ def test_only_what_took_effect_counts_whatever_stands_last(store: WeightsStore, 
         ("rollback", first, "really"),
     ]
     assert history.in_effect([], None) == []
+
+
+def test_a_refit_of_the_champion_is_on_record_and_moves_nothing(store: WeightsStore, base: BaseRef) -> None:
+    """What went before it stays the last promotion or rollback, and the way back is the same."""
+    first, second, third = (published(store, base, value) for value in (0.1, 0.2, 0.3))
+    for version in (first, second, third):
+        store.promote(version, by="a", why="")
+    store.rollback(by="a", why="it bans cats")
+    store.note_refit(second, by="b", why="fitted again: ban precision 0.95 -> 0.9")
+    store.note_refit(third, by="b", why="not in service")
+    assert [entry.action for entry in store.history()] == ["promote"] * 3 + ["rollback", "refit"]
+    effective = history.in_effect(store.history(), store.champion())
+    assert [entry.action for entry in effective] == ["promote"] * 3 + ["rollback"]
+    assert history.trail(store.history(), store.champion()) == [first, second]
+    promotion = status.last_promotion(store.root)
+    assert isinstance(promotion, history.HistoryEntry) and promotion.why == "it bans cats"
+    assert store.rollback(by="a", why="") == first
 
 
 def test_a_history_mended_by_hand_keeps_its_last_line(store: WeightsStore, base: BaseRef) -> None:

@@ -7,18 +7,21 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from worker.errors import WeightsError
 from worker.model import files
 
+Action = Literal["promote", "rollback", "refit"]
+
 
 class HistoryEntry(BaseModel):
     """One promotion or rollback: when (UTC), by whom, which way, from which champion to which, and why.
 
-    `gate` has the figures that a promotion was decided on, `forced` says that it went ahead against them.
+    `gate` has the figures that a promotion was decided on, `forced` says that it went ahead against them. A `refit`
+    leads from the champion to itself: it was fitted again, and is held to something else, or tested on other pictures.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     at: AwareDatetime
     by: str
-    action: Literal["promote", "rollback"]
+    action: Action
     from_: str | None = Field(alias="from")
     to: str
     why: str
@@ -44,14 +47,20 @@ def parse(content: bytes) -> list[HistoryEntry]:
     return entries
 
 
+def moves(history: list[HistoryEntry]) -> list[HistoryEntry]:
+    """The entries that say which version serves."""
+    return [entry for entry in history if entry.action != "refit"]
+
+
 def in_effect(history: list[HistoryEntry], champion: str | None) -> list[HistoryEntry]:
-    """The entries that took effect, oldest first.
+    """The promotions and rollbacks that took effect, oldest first.
 
     An entry is written before it takes effect; one whose version is not what the next one starts from, or not the
     champion, never did, such as where the disk was full; or somebody has undone it by hand.
     """
-    came_next = [*(entry.from_ for entry in history[1:]), champion]
-    return [entry for entry, current in zip(history, came_next, strict=True) if entry.to == current] if history else []
+    moved = moves(history)
+    came_next = [*(entry.from_ for entry in moved), champion][1:]
+    return [entry for entry, current in zip(moved, came_next, strict=False) if entry.to == current]
 
 
 def trail(history: list[HistoryEntry], champion: str | None) -> list[str]:
@@ -60,7 +69,7 @@ def trail(history: list[HistoryEntry], champion: str | None) -> list[str]:
     It goes by what each entry starts from, as `in_effect` does, and so copes with champions named by hand, too.
     """
     line: list[str] = []
-    for entry in history:
+    for entry in moves(history):
         _reconcile(line, entry.from_)
         if entry.action == "rollback" and len(line) >= 2 and line[-2] == entry.to:
             line.pop()

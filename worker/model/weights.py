@@ -1,7 +1,7 @@
 """The weights store: which of its versions is in service, and how that changes.
 
     champion, challenger         one line each: a version id
-    history.jsonl                one line for each promotion and rollback
+    history.jsonl                one line for each promotion and rollback, and where a champion's figures changed
 
 The versions themselves are `versions`'. Replaces what it writes in one step. Knows nothing of accuracy, gates or
 schedules: who may be promoted is for the caller to decide.
@@ -11,13 +11,13 @@ import contextlib
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 from worker.errors import UsageError, WeightsError
 from worker.model import files as stored
 from worker.model import history as histories
 from worker.model import manifest as manifests
-from worker.model.history import HistoryEntry
+from worker.model.history import Action, HistoryEntry
 from worker.model.versions import VersionStore
 
 
@@ -93,8 +93,14 @@ class WeightsStore(VersionStore):
             self._put_in_service("rollback", champion, trail[-2], by, why)
             return trail[-2]
 
+    def note_refit(self, version_id: str, *, by: str, why: str) -> None:
+        """Puts on record what the version is held to from now on, or tested on, where it is the champion."""
+        with stored.locked(self.root):
+            if self.champion() == version_id:
+                self._append("refit", version_id, version_id, by, why)
+
     def history(self) -> list[HistoryEntry]:
-        """All promotions and rollbacks, oldest first. WeightsError where a line of history.jsonl is damaged."""
+        """All promotions, rollbacks and refits, oldest first. WeightsError where a line of history.jsonl is damaged."""
         try:
             with stored.open_inside(self.root, "history.jsonl") as file:
                 return histories.parse(file.read())
@@ -117,7 +123,7 @@ class WeightsStore(VersionStore):
 
     def _put_in_service(
         self,
-        action: Literal["promote", "rollback"],
+        action: Action,
         champion: str | None,
         to: str,
         by: str,
@@ -125,15 +131,26 @@ class WeightsStore(VersionStore):
         decided: Mapping[str, Any] | None = None,
     ) -> None:
         self.verify(to)
-        said = {"at": datetime.now(UTC), "by": by, "action": action, "from": champion, "to": to, "why": why}
-        entry = HistoryEntry.model_validate({**said, **(decided or {})})
         # History first: a crash between the two leaves a line that `history.trail` sees never took effect, where the
         # other order would leave a champion that nobody promoted.
-        stored.append_line(self.root / "history.jsonl", entry.to_json())
+        self._append(action, champion, to, by, why, decided)
         stored.replace(self.root / "champion", f"{to}\n".encode(), shared=True)
         with contextlib.suppress(WeightsError):  # a damaged pointer is told where it is asked for, not after the fact
             if self.challenger() == to:
                 (self.root / "challenger").unlink()
+
+    def _append(
+        self,
+        action: Action,
+        champion: str | None,
+        to: str,
+        by: str,
+        why: str,
+        decided: Mapping[str, Any] | None = None,
+    ) -> None:
+        said = {"at": datetime.now(UTC), "by": by, "action": action, "from": champion, "to": to, "why": why}
+        entry = HistoryEntry.model_validate({**said, **(decided or {})})
+        stored.append_line(self.root / "history.jsonl", entry.to_json())
 
     def _pointer(self, name: str) -> str | None:
         try:
