@@ -7,11 +7,11 @@ version or chooses anything: test pictures only report and gate.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from trainer import dataset, figures, gallery, gate, report
+from trainer import contest, dataset, figures, gallery, report
 from trainer.arrays import DoubleArray, FloatArray, IntArray
 from trainer.cache import FeatureCache
 from trainer.dataset import Picture
@@ -24,6 +24,7 @@ from trainer.progress import Reporter
 from trainer.recipes import FittedHead
 from trainer.report import Material, Panel, Parent, Tile
 from worker.decode import DecoderPool
+from worker.errors import WeightsError
 from worker.model import network as networks
 from worker.model.labels import LABELS, RISKED
 from worker.model.manifest import Manifest, ManifestDraft
@@ -79,20 +80,21 @@ def outcomes_of(
     """The outcomes to keep beside the version."""
     parent = None
     if champion is not None and champion.probabilities is not None:
-        parent = (champion.manifest.id, champion.probabilities, champion.manifest.ban_threshold)
-    return Outcomes.of(features.pictures, probabilities, draft.ban_threshold, parent)
+        parent = (champion.manifest.id, champion.probabilities, contest.thresholds_of(champion.manifest))
+    return Outcomes.of(features.pictures, probabilities, contest.thresholds_of(draft), parent)
 
 
 def report_of(
     version: str,
     draft: ManifestDraft,
+    store: WeightsStore,
     features: FeatureParts,
     outcomes: Outcomes,
     champion: Champion | None,
     decoders: DecoderPool,
     explained: Sequence[Panel] = (),
 ) -> bytes:
-    """report.html of a version just fitted."""
+    """report.html of a version just fitted for `store`."""
     sample = _sample(features.fitted_on.pictures)
     shown = gallery.look(sample, {picture.sha256 for picture in sample}, decoders)
     training = {
@@ -104,7 +106,7 @@ def report_of(
         for label, name in enumerate(LABELS)
     }
     figures_, mistakes = _looked_at(features.test.pictures, outcomes, draft, draft.metrics["test"], decoders)
-    parent = None if champion is None else _compared(champion, outcomes, draft)
+    parent = None if champion is None else _compared(store, version, champion, outcomes, draft)
     return report.write(Material(version, draft, figures_, mistakes, training, parent, explained=explained))
 
 
@@ -133,7 +135,7 @@ def evaluate_stored(
     dataset.check_test(features.pictures)
     logits = stored_head(store, manifest).logits(part.head_input(features.values))
     probabilities = decisive(logits, features.owner, manifest.temperature)
-    outcomes = Outcomes.of(features.pictures, probabilities, manifest.ban_threshold)
+    outcomes = Outcomes.of(features.pictures, probabilities, contest.thresholds_of(manifest))
     counted = figures_of(probabilities, features.labels, manifest.ban_threshold, manifest.review_threshold)
     figures_, mistakes = _looked_at(features.pictures, outcomes, manifest, counted, decoders)
     page = report.write(Material(manifest.id, manifest, figures_, mistakes, on=str(folder)))
@@ -178,12 +180,15 @@ def _looked_at(
     return made, tiles
 
 
-def _compared(champion: Champion, outcomes: Outcomes, draft: ManifestDraft) -> Parent:
+def _compared(
+    store: WeightsStore, version: str, champion: Champion, outcomes: Outcomes, draft: ManifestDraft
+) -> Parent:
     other, now = champion.manifest, draft.metrics["test"]
-    if champion.probabilities is None:
-        return Parent(other.id, figures.comparison(now, other.metrics.get("test", {})), False, None)
-    before = figures_of(champion.probabilities, outcomes.labels, other.ban_threshold, other.review_threshold)
-    precision, at, notes = gate.stricter(draft.metrics, other.metrics)
-    decision = gate.judge(outcomes.verdicts(), outcomes.of_parent(), ban_precision=precision, at=at)
-    decision = replace(decision, notes=(*decision.notes, *notes))
-    return Parent(other.id, figures.comparison(now, before), True, decision)
+    before = other.metrics.get("test", {})
+    if champion.probabilities is not None:
+        before = figures_of(champion.probabilities, outcomes.labels, *contest.thresholds_of(other))
+    try:
+        decision = contest.decide(store, version, draft, outcomes, other.id)
+    except WeightsError:  # of what earlier versions keep of their tests, which promotion tells; this one stands
+        decision = None
+    return Parent(other.id, figures.comparison(now, before), champion.probabilities is not None, decision)

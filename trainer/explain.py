@@ -173,7 +173,7 @@ def of_test_pictures(
     for at, (picture, decoded) in zip(chosen, decode_all(pictures, decoders), strict=True):
         if isinstance(decoded, Unreadable):
             continue
-        label, called = outcomes.labels[at], outcomes.called[at]
+        label, called = outcomes.labels[at], outcomes.made[at].called
         said = f"{LABELS[label]}, called {LABELS[called]}"
         blurred = label != called or RISKED in (label, called)
         shown.append(Shown(picture.content_id, decoded.frames, said, blurred))

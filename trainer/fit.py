@@ -113,7 +113,7 @@ def fit(
                 draft, base, after, features, outcomes, plan.explained, device, decoders, reporter
             )
             panels = maps.panels(explained)
-            page = assess.report_of(version_id, draft, features, outcomes, champion, decoders, panels)
+            page = assess.report_of(version_id, draft, store, features, outcomes, champion, decoders, panels)
         files = {OUTCOMES_FILE: outcomes.to_json(), REPORT_FILE: page}
         done = "Judged again, its training pictures being the same," if version_id in store.versions() else "Published"
         _note_refit(store, version_id, draft, plan.by, reporter)

@@ -7,8 +7,7 @@ to say; this module says which version plays which part. Knows nothing of pictur
 import contextlib
 import getpass
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from typing import Final, Literal
 
 from rich import box
@@ -16,22 +15,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from trainer import gate, locks, outcomes
+from trainer import contest, gate, locks
+from trainer.checks import Decision
 from trainer.errors import OvertakenError, RefusedError
-from trainer.gate import Check, Decision
-from trainer.outcomes import Outcomes
 from worker.errors import UsageError, WeightsError
-from worker.model import history as histories
-from worker.model.history import HistoryEntry
 from worker.model.manifest import Manifest
 from worker.model.weights import ChampionChangedError, WeightsStore
 
 Role = Literal["champion", "challenger"]
 
 FIRST_WHY: Final = "first version of the store"
-CHOSE_ON_TEST: Final = (
-    "The article's recipe chose its epoch on these test pictures, which flatters it: judge it on others."
-)
 
 
 @contextlib.contextmanager
@@ -80,7 +73,7 @@ def promote(
         store.promote(version_id, by=by, why=why, forced=force)
         return
     try:
-        decision = compare(store, version_id, champion, margin)
+        decision = contest.compare(store, version_id, champion, margin)
     except WeightsError as error:  # what they were tested on is damaged
         if not force:
             raise
@@ -88,7 +81,7 @@ def promote(
     for sentence in decision.sentences():
         say(sentence)
     if not decision.passed and not force:
-        raise RefusedError(_refusal(version_id, champion, decision))
+        raise RefusedError(decision.refusal(version_id, champion))
     forced = force and not decision.passed
     try:
         store.promote(version_id, by=by, why=why, gate=decision.to_json(), forced=forced, compared_with=champion)
@@ -105,84 +98,11 @@ def rollback(store: WeightsStore, *, by: str, why: str, say: Callable[[str], Non
     return back
 
 
-def compare(store: WeightsStore, version_id: str, champion: str, margin: float = gate.MARGIN) -> Decision:
-    """What the gate says of a version against `champion`, on test pictures that both have outcomes of.
-
-    The champion's are those that the version's own run noted down, else those of the champion's. Bans are judged by the
-    stricter of what the two were fitted for.
-    """
-    manifest, own = store.manifest(version_id), read_outcomes(store, version_id)
-    notes = [] if own else [f"{version_id} keeps no outcomes of its test pictures."]
-    judged: gate.Judged = own.verdicts() if own else {}
-    if own and own.parent and own.parent[0] == champion:
-        others: gate.Judged = own.of_parent()
-    else:
-        of_champion = read_outcomes(store, champion)
-        others = of_champion.verdicts() if of_champion else {}
-        notes += [] if of_champion else [f"The champion {champion} keeps no outcomes of its test pictures."]
-    if manifest.provenance.get("recipe") == "article":
-        notes.append(CHOSE_ON_TEST)
-    precision, at, judged_by = gate.stricter(manifest.metrics, store.manifest(champion).metrics)
-    decision = gate.judge(judged, others, margin=margin, ban_precision=precision, at=at)
-    anchor = anchor_of(store.history(), champion)
-    slid, said = _since(store, judged, anchor, margin) if anchor not in (champion, version_id) else ([], [])
-    return replace(decision, checks=(*decision.checks, *slid), notes=(*decision.notes, *judged_by, *notes, *said))
-
-
-def _since(
-    store: WeightsStore, judged: gate.Judged, anchor: str | None, margin: float
-) -> tuple[list[Check], list[str]]:
-    """What the gate says of a version against the anchor, and what a person should know of it."""
-    if anchor is None:
-        return [], []
-    try:
-        kept = read_outcomes(store, anchor)
-    except WeightsError:  # the comparison with the champion stands all the same
-        kept = None
-    if kept is None:
-        return [], [
-            f"The anchor {anchor} keeps no outcomes that can be read, so small steps since it are not added up."
-        ]
-    said = f"The anchor is {anchor}, the last in line that came into service without the gate."
-    return gate.not_slid(judged, kept.verdicts(), margin), [said]
-
-
-def anchor_of(history: Sequence[HistoryEntry], champion: str | None) -> str | None:
-    """The last version in line for the champion, itself included, that came into service by somebody's own decision:
-    the first one, or one that was forced. None where none did."""
-    own = {entry.to for entry in history if entry.action == "promote" and (entry.gate is None or entry.forced)}
-    line = histories.trail(list(history), champion)
-    return next((version for version in reversed(line) if version in own), None)
-
-
-def read_outcomes(store: WeightsStore, version_id: str) -> Outcomes | None:
-    """What a version made of its test pictures; None where it keeps no such file. WeightsError where it is damaged."""
-    content = store.read_extra(version_id, outcomes.FILE, outcomes.FILE_MAX_BYTES)
-    return None if content is None else outcomes.parse(content, version_id)
-
-
 def _say_restart(store: WeightsStore, left: str | None, champion: str, say: Callable[[str], None]) -> None:
     """Tell where running workers refuse the new champion, for it prepares pictures in another way than the last."""
     with contextlib.suppress(WeightsError):  # a damaged one is told where it matters
         if left is not None and store.manifest(left).preprocessing != store.manifest(champion).preprocessing:
             say(f"{champion} prepares pictures in another way than {left}, with which workers go on: restart them.")
-
-
-def _refusal(version_id: str, champion: str, decision: Decision) -> str:
-    failed = [check for check in decision.checks if not check.passed]
-    names = " and ".join(check.name for check in failed)
-    hopeless = any(check.missing is None for check in failed)
-    more = "; ".join(f"about {check.missing} more for {check.name}" for check in failed if check.missing)
-    what = "fit a better one" if hopeless else f"supply more test pictures ({more}) and fit again"
-    if all(check.name in gate.SINCE for check in failed):
-        return (
-            f"The version {version_id} is not promoted, for many small steps have added up ({names}): fit a better "
-            "one, or promote with --force --why TEXT."
-        )
-    return (
-        f"The version {version_id} is not promoted, for it is not shown to be as good as {champion} within "
-        f"{decision.margin:g} ({names}): {what}, or promote with --force --why TEXT."
-    )
 
 
 def known(store: WeightsStore, version_id: str) -> Manifest:

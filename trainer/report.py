@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from trainer import charts, pages
-from trainer.gate import Decision
+from trainer.checks import Decision
 from worker.model.labels import LABELS
 from worker.model.manifest import ManifestDraft
 

@@ -21,8 +21,9 @@ from tests.support.retraining import Moderators, Site
 from tests.support.store import publish_colours
 from tests.support.waiting import wait_until
 from tests.support.worker import Broker, free_port
-from trainer import gate, ledger, locks, release
+from trainer import contest, ledger, locks, release
 from trainer.asked import Asked
+from trainer.checks import Decision
 from trainer.cli import run
 from trainer.collect import TEST_SHARE, part_of
 from trainer.errors import DataError, RefusedError
@@ -234,14 +235,14 @@ def test_a_rollback_while_versions_are_compared_is_no_refusal_of_the_version(
     """The next run compares it with what is in service by then."""
     publish_colours(site.store, promote=True)
     moderators.decide(TO_TRAIN, "risked")
-    compare = release.compare
+    compare = contest.compare
 
-    def interrupted(*arguments: Any) -> gate.Decision:
-        monkeypatch.setattr(release, "compare", compare)
+    def interrupted(*arguments: Any) -> Decision:
+        monkeypatch.setattr(contest, "compare", compare)
         site.store.rollback(by="ada", why="it banned a cat")
-        return gate.Decision((), 0.02, 500)
+        return Decision((), 0.02, 500)
 
-    monkeypatch.setattr(release, "compare", interrupted)
+    monkeypatch.setattr(contest, "compare", interrupted)
     before = ledger.read(site.data).fitted
     with pytest.raises(RefusedError, match="promote it again"):
         site.run()

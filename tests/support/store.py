@@ -35,6 +35,7 @@ def publish_colours(
     sharpness: float = SHARPNESS,
     promote: bool = False,
     metrics: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
     preprocessing: Preprocessing | None = None,
     ranges: bool = False,
     check: tuple[Frames, Labels] | None = None,
@@ -71,6 +72,7 @@ def publish_colours(
         ban_threshold_proven=False,
         review_threshold=review_threshold,
         metrics={"test": {"accuracy": 1.0}, **(metrics or {})},
+        data=data or {},
         provenance={"by": by, "torch": torch.__version__},
     )
     version_id = store.publish(draft, {name: state[name] for name in head}).id

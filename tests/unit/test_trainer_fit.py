@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from tests.support.store import publish_colours
-from trainer import release
+from trainer import contest, release
 from trainer.asked import Asked
 from trainer.cli import run
 from trainer.commands.fit import fit as fit_command
@@ -157,7 +157,7 @@ def test_fitting_again_is_judged_on_the_test_pictures_of_now(few: Path, store: W
     again = fit(plan(few), store, Reporter(io.StringIO()))
     assert again.id == version.id
     counts = [manifest.data["counts"]["test"] for manifest in (version, again, store.manifest(version.id))]
-    outcomes = release.read_outcomes(store, version.id)
+    outcomes = contest.read_outcomes(store, version.id)
     assert outcomes is not None
     assert (sum(counts[0].values()), sum(counts[1].values()), len(outcomes.verdicts())) == (9, 24, 24)
     assert counts[1] == counts[2]
@@ -476,7 +476,7 @@ def test_pictures_are_prepared_as_the_champion_does_unless_asked_otherwise(
     store.promote(older.id, by="ada", why="as it was")
     second = fit(plan(pictures), store, Reporter(io.StringIO()))
     assert (second.parent, second.preprocessing) == (older.id, before)
-    outcomes = release.read_outcomes(store, second.id)
+    outcomes = contest.read_outcomes(store, second.id)
     assert outcomes is not None
     assert outcomes.of_parent()
     third = fit(replace(plan(pictures), preprocessing="default"), store, Reporter(io.StringIO()))

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from tests.support.store import colour_store, publish_colours
-from trainer import outcomes, release
+from trainer import contest, outcomes, release
+from trainer.checks import Check, Decision
 from trainer.errors import RefusedError
-from trainer.gate import Decision
 from trainer.outcomes import Verdict
 from worker.errors import WeightsError
 from worker.model.labels import RISKED
@@ -26,6 +26,10 @@ def store(tmp_path: Path) -> WeightsStore:
 def others(store: WeightsStore) -> tuple[str, str]:
     """Two versions more."""
     return publish_colours(store, ban_threshold=0.71), publish_colours(store, ban_threshold=0.72)
+
+
+def precision_of(decision: Decision) -> Check:
+    return next(check for check in decision.checks if check.name == "ban precision")
 
 
 def champion_of(store: WeightsStore) -> str:
@@ -45,7 +49,7 @@ def test_a_rollback_while_versions_are_compared_is_not_undone(
         release.rollback(store, by="grace", why="it bans cats")
         return Decision((), 0.02, 500)
 
-    monkeypatch.setattr(release, "compare", compare)
+    monkeypatch.setattr(contest, "compare", compare)
     with pytest.raises(RefusedError, match=f"compared with {second}, and {first} serves by now: promote it again"):
         release.promote(store, third, by="retrain", why="passed the gate")
     assert store.champion() == first
@@ -103,16 +107,17 @@ def test_bans_are_judged_by_the_stricter_of_what_both_versions_were_fitted_for(
     second = publish_colours(store, ban_threshold=0.72, metrics={"operating": {"aims": {"ban_precision": 0.9}}})
     verdicts = {str(at): (at % 3, Verdict(at % 3, at % 3 == RISKED and at < 300)) for at in range(600)}
     kept = SimpleNamespace(parent=None, verdicts=lambda: verdicts)
-    monkeypatch.setattr(release, "read_outcomes", lambda *_: kept)
-    by_its_own = release.compare(store, second, champion_of(store))  # which says nothing of aims
-    assert by_its_own.passed and by_its_own.checks[-1].needed == pytest.approx(0.88)
+    monkeypatch.setattr(contest, "read_outcomes", lambda *_: kept)
+    by_its_own = contest.compare(store, second, champion_of(store))  # which says nothing of aims
+    assert by_its_own.passed
+    assert precision_of(by_its_own).needed == pytest.approx(0.88)
     store.promote(first, by="ada", why="fitted for the stream")
-    decision = release.compare(store, second, first)
+    decision = contest.compare(store, second, first)
     assert [check.name for check in decision.checks if not check.passed] == ["ban precision"]
-    assert next(check for check in decision.checks if check.name == "ban precision").needed == pytest.approx(0.97)
+    assert precision_of(decision).needed == pytest.approx(0.97)
     notes = " ".join(decision.notes)
     assert "where 0.02 of uploads are risked" in notes and "held to the champion's 0.99" in notes
-    assert not any("held to" in note for note in release.compare(store, first, second).notes)
+    assert not any("held to" in note for note in contest.compare(store, first, second).notes)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -144,16 +149,16 @@ def test_versions_that_are_each_a_little_worse_do_not_slide_for_ever(
         verdicts = {str(at): (at % 3, Verdict((at + 1) % 3 if at < wrong else at % 3, False)) for at in range(pictures)}
         return SimpleNamespace(parent=None, verdicts=lambda: verdicts)
 
-    monkeypatch.setattr(release, "read_outcomes", lambda _, version: judged(version))
+    monkeypatch.setattr(contest, "read_outcomes", lambda _, version: judged(version))
     promoted = 0
     with pytest.raises(RefusedError, match="accuracy since the anchor"):
         for version in versions[1:]:
             release.promote(store, version, by="retrain", why="passed the gate")
             promoted += 1
     assert 2 <= promoted <= 4  # 0.83 points each, of a margin of 2 and what 3,000 pictures leave open
-    assert release.anchor_of(store.history(), store.champion()) == versions[0]
+    assert contest.anchor_of(store.history(), store.champion()) == versions[0]
     release.rollback(store, by="ada", why="the last one bans cats")  # to one that nobody chose
-    assert release.anchor_of(store.history(), store.champion()) == versions[0]
+    assert contest.anchor_of(store.history(), store.champion()) == versions[0]
     release.promote(store, versions[promoted + 1], by="ada", why="the pictures became harder", force=True)
-    assert release.anchor_of(store.history(), store.champion()) == versions[promoted + 1]
+    assert contest.anchor_of(store.history(), store.champion()) == versions[promoted + 1]
     release.promote(store, versions[promoted + 2], by="retrain", why="passed the gate")
