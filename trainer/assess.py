@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from trainer import contest, dataset, figures, gallery, report
+from trainer import contest, costs, dataset, figures, gallery, report
 from trainer.arrays import DoubleArray, FloatArray, IntArray
 from trainer.cache import FeatureCache
 from trainer.dataset import Picture
@@ -191,4 +191,5 @@ def _compared(
         decision = contest.decide(store, version, draft, outcomes, other.id)
     except WeightsError:  # of what earlier versions keep of their tests, which promotion tells; this one stands
         decision = None
-    return Parent(other.id, figures.comparison(now, before), champion.probabilities is not None, decision)
+    costs_ = costs.comparison(draft, other)
+    return Parent(other.id, figures.comparison(now, before), champion.probabilities is not None, costs_, decision)

@@ -15,6 +15,7 @@ from sklearn import metrics as sk
 
 from trainer import intervals
 from trainer.arrays import BoolArray, DoubleArray, IntArray
+from trainer.costs import at
 from trainer.evaluate import banned, decided
 from worker.model.labels import LABELS, RISKED
 
@@ -179,20 +180,13 @@ def to_explain(probabilities: DoubleArray, labels: IntArray, ban_threshold: floa
 
 
 def comparison(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of (name, before, now) of two versions' test figures, as far as both have them."""
+    """Rows of (name, before, now, digits) of two versions' test figures, as far as both have them."""
     rows: list[tuple[str, tuple[str, ...]]] = []
     rows += [("accuracy", ("accuracy",)), ("log loss", ("log_loss",)), ("calibration error", ("calibration_error",))]
     rows += [(f"recall of {name}", ("labels", name, "recall")) for name in LABELS]
     rows += [(f"precision of {name}", ("labels", name, "precision")) for name in LABELS]
-    made = [{"name": name, "before": _at(before, path), "now": _at(now, path)} for name, path in rows]
+    made = [{"name": name, "before": at(before, path), "now": at(now, path), "digits": 3} for name, path in rows]
     return [row for row in made if row["now"] is not None]
-
-
-def _at(document: Mapping[str, Any], path: Sequence[str]) -> float | None:
-    found: Any = document
-    for key in path:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return float(found) if isinstance(found, int | float) else None
 
 
 def _list(interval: intervals.Interval | None) -> list[float] | None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from trainer import contest, gate, locks
+from trainer import contest, costs, gate, locks
 from trainer.checks import Decision
 from trainer.errors import OvertakenError, RefusedError
 from worker.errors import UsageError, WeightsError
@@ -64,22 +64,17 @@ def promote(
     it goes ahead against them. Raises UsageError where there is none of that id, RefusedError where the gate says no,
     OvertakenError where another version came into service meanwhile.
     """
-    known(store, version_id)
-    champion = store.in_service()
-    if champion == version_id:
-        raise UsageError(f"{version_id} is the champion already: nothing to promote.")
-    gate.check_margin(margin)
+    champion = _to_follow(store, version_id, margin)
     if champion is None:
         store.promote(version_id, by=by, why=why, forced=force)
         return
     try:
-        decision = contest.compare(store, version_id, champion, margin)
+        decision = _compared(store, version_id, champion, margin, say)
     except WeightsError as error:  # what they were tested on is damaged
         if not force:
             raise
         decision = Decision((), margin, 0, (f"Nothing was compared: {error}",), refused=True)
-    for sentence in decision.sentences():
-        say(sentence)
+        say(decision.notes[0])
     if not decision.passed and not force:
         raise RefusedError(decision.refusal(version_id, champion))
     forced = force and not decision.passed
@@ -88,6 +83,40 @@ def promote(
     except ChampionChangedError as error:  # a person's rollback, most likely, which this must not undo unseen
         raise OvertakenError(f"{error}.") from error
     _say_restart(store, champion, version_id, say)
+
+
+def preview(store: WeightsStore, version_id: str, *, margin: float = gate.MARGIN, say: Callable[[str], None]) -> None:
+    """Tell `say` what the gate makes of a version today; writes nothing, so it needs no lock. Raises as `promote`."""
+    champion = _to_follow(store, version_id, margin)
+    store.verify(version_id)
+    if champion is None:
+        say(f"{version_id} would be the store's first champion, which is compared with none.")
+        return
+    decision = _compared(store, version_id, champion, margin, say)
+    if not decision.passed:
+        raise RefusedError(decision.refusal(version_id, champion))
+    say(f"{version_id} would be promoted in the place of {champion}.")
+
+
+def _to_follow(store: WeightsStore, version_id: str, margin: float) -> str | None:
+    """The champion that a version is to be compared with; None where there is none yet."""
+    known(store, version_id)
+    champion = store.in_service()
+    if champion == version_id:
+        raise UsageError(f"{version_id} is the champion already: nothing to promote.")
+    gate.check_margin(margin)
+    return champion
+
+
+def _compared(
+    store: WeightsStore, version_id: str, champion: str, margin: float, say: Callable[[str], None]
+) -> Decision:
+    """The gate's decision, told with its figures and with what it would cost in service."""
+    decision = contest.compare(store, version_id, champion, margin)
+    told = [costs.sentence(row) for row in costs.comparison(store.manifest(version_id), store.manifest(champion))]
+    for sentence in (*decision.sentences(), *told):
+        say(sentence)
+    return decision
 
 
 def rollback(store: WeightsStore, *, by: str, why: str, say: Callable[[str], None] = lambda sentence: None) -> str:

@@ -37,11 +37,13 @@ class Panel:
 
 @dataclass(frozen=True)
 class Parent:
-    """The version that was champion: rows of (name, before, now), on which pictures, and what the gate would say."""
+    """The version that was champion: rows of (name, before, now, digits) on test pictures, on which, such rows of what
+    either is expected to do in service, and what the gate would say."""
 
     id: str
     rows: Sequence[Mapping[str, Any]]
     same_pictures: bool
+    costs: Sequence[Mapping[str, Any]]
     decision: Decision | None
 
 

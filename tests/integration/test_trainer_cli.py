@@ -151,6 +151,23 @@ def test_a_version_that_is_not_shown_to_be_as_good_is_refused_with_the_figures(
     assert (store.champion(), store.history()) == (first, before)
 
 
+def test_a_dry_run_of_two_fitted_versions_tells_what_they_would_cost(
+    fitted: tuple[Path, str, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On stdout, with the exit code of the real thing, from manifests that a fit wrote; so does the report."""
+    weights, first, second, _ = fitted
+    assert run(["promote", second, "--dry-run", "--weights", str(weights)]) == 3
+    heard = capsys.readouterr()
+    lines = heard.out.splitlines()
+    assert "test pictures of the champion: 3 of 3 are in the challenger's data set, needed 90%: kept" in lines
+    assert any(line.startswith("ban threshold: 0.700, the champion") for line in lines)
+    assert any(line.startswith("reviews a day: ") for line in lines)
+    assert one_sentence(heard.err)
+    assert WeightsStore(weights).champion() == first
+    page = (weights / "versions" / second / "report.html").read_text()
+    assert "<th>reviews a day</th>" in page and "<th>risked banned or seen</th>" in page
+
+
 def test_force_needs_a_reason_and_is_recorded_with_the_figures(
     fitted: tuple[Path, str, str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.store import colour_store, publish_colours
 from trainer import contest, outcomes, release
+from trainer.cli import run
 from trainer.dataset import Picture
 from trainer.errors import RefusedError
 from trainer.outcomes import Outcomes, Thresholds
@@ -119,3 +120,38 @@ def test_an_anchor_whose_test_pictures_have_all_been_replaced_is_told(store: Wei
     decision = contest.compare(store, third, second)
     assert decision.passed
     assert any(f"The anchor is {champion}" in note and "no test picture in common" in note for note in decision.notes)
+
+
+def files(root: Path) -> dict[str, tuple[bytes, int]]:
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("kept", "code"), [(900, 0), (300, 3)])
+def test_a_dry_run_gives_the_gates_answer_and_changes_nothing(
+    kept: int, code: int, store: WeightsStore, champion: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The figures on stdout, whatever the answer; also while a training run holds the lock."""
+    version = publish_colours(store, ban_threshold=0.62, review_threshold=0.2)
+    keep(store, version, made(0, kept), parent=champion)
+    store.set_challenger(version)
+    arguments = ["promote", version, "--dry-run", "--weights", str(store.root)]
+    with release.one_run(store):
+        before = files(store.root)
+        assert run(arguments) == code
+        assert files(store.root) == before
+    heard = capsys.readouterr()
+    assert "accuracy: +0.0000" in heard.out and "review threshold: 0.200, the champion 0.300" in heard.out
+    answer = f"{version} would be promoted in the place of {champion}.\n"
+    assert heard.out.endswith(answer) == (code == 0)
+    assert (heard.err == "") == (code == 0)
+    assert run([*arguments, "--force", "--why", "both"]) == 2
+
+
+def test_a_dry_run_of_a_stores_first_version_says_that_it_needs_no_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = WeightsStore(tmp_path / "weights")
+    version = publish_colours(store)
+    assert run(["promote", version, "--dry-run", "--weights", str(store.root)]) == 0
+    assert "compared with none" in capsys.readouterr().out
+    assert store.champion() is None and store.history() == []

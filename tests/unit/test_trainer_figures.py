@@ -1,14 +1,16 @@
 """Everything in a report that is a number, and the page around it."""
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pytest
 
-from trainer import assess, figures, report
+from trainer import assess, costs, figures, report
 from trainer.figures import Look
-from trainer.report import Material, Tile
+from trainer.report import Material, Parent, Tile
 from worker.model.labels import LABELS, RISKED
 from worker.model.manifest import BaseRef, ManifestDraft
 
@@ -61,6 +63,43 @@ def test_slices_count_each_format_and_size_and_leave_out_what_could_not_be_looke
 
 def test_the_worst_mistake_is_the_one_with_the_least_probability_of_its_label() -> None:
     assert figures.worst_mistakes(P, LABELLED, None).tolist() == [3, 4]
+
+
+def reckoned(risked: float, reviews: float, ban: float | None) -> ManifestDraft:
+    operated: dict[str, Any] = {
+        "prevalence": {"risked": risked},
+        "uploads_per_day": 1000,
+        "reviews_per_day": {"all": reviews},
+        "recall_of_bans_and_reviews": {"value": 0.95},
+    }
+    if ban is not None:
+        operated |= {"bans_per_day": {"all": 18.0, "not_risked": 1.0}, "ban_precision": {"value": 0.944}}
+    base = BaseRef(sha256="0" * 64, bytes=1, source="none")
+    metrics = {"operating": operated, "test": {}}
+    return ManifestDraft(network="small", base=base, metrics=metrics, ban_threshold=ban, review_threshold=0.2)
+
+
+def test_what_two_versions_cost_a_day_stands_side_by_side() -> None:
+    rows = {row["name"]: (row["before"], row["now"]) for row in costs.comparison(
+        reckoned(0.02, 277.0, None), reckoned(0.02, 23.0, 0.6)
+    )}  # fmt: skip
+    assert rows["ban threshold"] == (0.6, None) and rows["review threshold"] == (0.2, 0.2)
+    assert rows["bans a day"] == (18.0, None) and rows["false bans a day"] == (1.0, None)
+    assert rows["reviews a day"] == (23.0, 277.0)
+    assert rows["risked banned or seen"] == (0.95, 0.95)
+
+
+def test_rows_that_were_reckoned_for_other_uploads_say_so() -> None:
+    rows = costs.comparison(reckoned(0.2, 277.0, 0.7), reckoned(0.02, 23.0, 0.6))
+    said = [costs.sentence(row) for row in rows]
+    assert "reviews a day (0.02 and 0.2 risked): 277, the champion 23" in said
+    assert "ban threshold: 0.700, the champion 0.600" in said
+
+
+def test_a_page_shows_what_both_versions_cost() -> None:
+    parent = Parent("small-1", [], True, costs.comparison(reckoned(0.2, 277.0, 0.7), reckoned(0.02, 23.0, 0.6)), None)
+    page = report.write(replace(material("ada"), parent=parent)).decode()
+    assert "<th>reviews a day (0.02 and 0.2 risked)</th><td>23</td><td>277</td>" in page
 
 
 EVIL = "</style><script>alert(1)</script>\udcff"

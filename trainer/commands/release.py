@@ -36,19 +36,28 @@ def show(version: str, weights: Path | None) -> None:
 @click.option("--why", metavar="TEXT", help="The reason on record [default: promoted by hand].")
 @margin_option
 @click.option("--force", is_flag=True, help="Promote against the gate; needs --why, and is put on record.")
+@click.option("--dry-run", is_flag=True, help="Print what the gate says today, and change nothing.")
 @weights_option
 @by_option
-def promote(version: str, why: str | None, margin: float, force: bool, weights: Path | None, by: str | None) -> None:
+def promote(
+    version: str, why: str | None, margin: float, force: bool, dry_run: bool, weights: Path | None, by: str | None
+) -> None:
     """Put a version into service, once it is shown not to be worse than the champion and its files are verified.
 
-    Both are compared on the test pictures that both judged. The store's first version needs no comparison.
+    Both are compared on the test pictures that both judged. The store's first version needs no comparison. With
+    --dry-run the figures and the answer go to stdout, and where that is no the exit code is 3.
     """
     from trainer import release
     from trainer.progress import Reporter
 
+    if dry_run and force:
+        raise UsageError("--dry-run asks the gate, which --force goes against: leave one of them out.")
     if force and not (why or "").strip():
         raise UsageError("--force needs a reason for the record: add --why TEXT.")
     store, who = open_store(weights), by or release.whoami()
+    if dry_run:
+        release.preview(store, version, margin=margin, say=click.echo)
+        return
     release.known(store, version)  # before the lock, which would make a folder of a mistaken name
     with release.one_run(store):
         say = Reporter().say
