@@ -17,6 +17,7 @@ from trainer.cache import FeatureCache
 from trainer.dataset import Picture
 from trainer.evaluate import count, decided, decisive
 from trainer.features import Features, computer
+from trainer.figures import Look
 from trainer.frozen import FrozenPart
 from trainer.outcomes import Outcomes
 from trainer.prepare import FeatureParts
@@ -96,16 +97,16 @@ def report_of(
 ) -> bytes:
     """report.html of a version just fitted for `store`."""
     sample = _sample(features.fitted_on.pictures)
-    shown = gallery.look(sample, {picture.sha256 for picture in sample}, decoders)
+    shown = gallery.thumbnails(sample, decoders)
     training = {
         name: [
-            Tile(shown.thumbnails[p.sha256], p.content_id, "", blurred=p.label == RISKED)
+            Tile(shown[p.sha256], p.content_id, "", blurred=p.label == RISKED)
             for p in sample
-            if p.label == label and p.sha256 in shown.thumbnails
+            if p.label == label and p.sha256 in shown
         ]
         for label, name in enumerate(LABELS)
     }
-    figures_, mistakes = _looked_at(features.test.pictures, outcomes, draft, draft.metrics["test"], decoders)
+    figures_, mistakes = _looked_at(features.test, outcomes, draft, draft.metrics["test"], decoders)
     parent = None if champion is None else _compared(store, version, champion, outcomes, draft)
     return report.write(Material(version, draft, figures_, mistakes, training, parent, explained=explained))
 
@@ -137,7 +138,7 @@ def evaluate_stored(
     probabilities = decisive(logits, features.owner, manifest.temperature)
     outcomes = Outcomes.of(features.pictures, probabilities, contest.thresholds_of(manifest))
     counted = figures_of(probabilities, features.labels, manifest.ban_threshold, manifest.review_threshold)
-    figures_, mistakes = _looked_at(features.pictures, outcomes, manifest, counted, decoders)
+    figures_, mistakes = _looked_at(features, outcomes, manifest, counted, decoders)
     page = report.write(Material(manifest.id, manifest, figures_, mistakes, on=str(folder)))
     return {"version": manifest.id, "test_digest": dataset.digest(features.pictures), **figures_}, page
 
@@ -149,17 +150,17 @@ def _sample(pictures: Sequence[Picture]) -> list[Picture]:
 
 
 def _looked_at(
-    pictures: Sequence[Picture],
+    features: Features,
     outcomes: Outcomes,
     draft: ManifestDraft,
     counted: Mapping[str, Any],
     decoders: DecoderPool,
 ) -> tuple[dict[str, Any], list[Tile]]:
-    """All figures of test pictures, those included that need a look at the files; the worst mistakes as tiles."""
+    """All figures of test pictures, and the worst mistakes as tiles: only these are decoded once more."""
     probabilities, labels, ban = outcomes.probabilities, outcomes.labels, draft.ban_threshold
+    pictures, looks = features.pictures, [Look(one.format, one.width, one.height) for one in features.facts]
     worst = figures.worst_mistakes(probabilities, labels, ban)
-    seen = gallery.look(pictures, {pictures[i].sha256 for i in worst}, decoders)
-    looks = [seen.looks.get(picture.sha256) for picture in pictures]
+    shown = gallery.thumbnails([pictures[i] for i in worst], decoders)
     made = {
         **counted,
         "curves": figures.curves(probabilities, labels),
@@ -169,13 +170,13 @@ def _looked_at(
     called = decided(probabilities, ban)
     tiles = [
         Tile(
-            seen.thumbnails[pictures[i].sha256],
+            shown[pictures[i].sha256],
             pictures[i].content_id,
             f"{LABELS[labels[i]]}, called {LABELS[called[i]]} with {probabilities[i, called[i]]:.2f}",
             blurred=True,
         )
         for i in worst
-        if pictures[i].sha256 in seen.thumbnails
+        if pictures[i].sha256 in shown
     ]
     return made, tiles
 

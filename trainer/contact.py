@@ -46,7 +46,7 @@ def write(
     chosen = {name: _chosen(of, clustering.doubt_max) for name, of in members.items()}
     wanted = {one.sha256 for centre, edge in chosen.values() for one in (*centre, *edge)}
     wanted |= {one.sha256 for one in sample}
-    drawn = gallery.look([picture for picture in pictures if picture.sha256 in wanted], wanted, decoders).thumbnails
+    drawn = gallery.thumbnails([picture for picture in pictures if picture.sha256 in wanted], decoders)
 
     def tiles(of: Sequence[Clustered]) -> list[tuple[str, str]]:
         return [(drawn[one.sha256], one.path) for one in of if one.sha256 in drawn]

@@ -2,6 +2,9 @@
 
 import io
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +19,23 @@ from torch import nn
 from tests.support.store import publish_colours
 from trainer import contest, release
 from trainer.asked import Asked
+from trainer.assess import TRAINING_TILES
 from trainer.cli import run
 from trainer.commands.fit import fit as fit_command
 from trainer.commands.retrain import retrain
 from trainer.errors import DataError, LockedError
-from trainer.fit import fit
+from trainer.explain import REPORT_BACKGROUND
+from trainer.figures import MISTAKES_MAX
+from trainer.fit import decoder_pool, fit
 from trainer.plan import Plan
 from trainer.progress import Reporter
+from worker.decode import DecoderPool
 from worker.errors import UsageError, WeightsError
 from worker.model import network as networks
 from worker.model.labels import LABELS
 from worker.model.manifest import Manifest, ManifestDraft
 from worker.model.network import Network
-from worker.model.preprocessing import Preprocessing
+from worker.model.preprocessing import Decoded, Preprocessing
 from worker.model.reference import expected
 from worker.model.weights import WeightsStore
 
@@ -376,6 +383,37 @@ def test_test_and_held_out_pictures_that_look_like_trained_ones_are_left_out_and
     assert "1 training pictures look like one of another label, check them" in said.getvalue()
     assert manifest.data["counts"]["test"]["approved"] == 3
     assert manifest.data["near_duplicates"]["test"] == 1
+
+
+def test_a_fit_on_a_full_cache_decodes_only_what_its_report_shows(
+    pictures: Path, store: WeightsStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside what explanations start from. What the report says of files, format and size, stands in the cache."""
+    submitted = 0
+
+    @contextmanager
+    def counting(preprocessing: Preprocessing) -> Iterator[DecoderPool]:
+        with decoder_pool(preprocessing) as pool:
+            submit = pool.submit
+
+            def count(data: bytes) -> "Future[Decoded]":
+                nonlocal submitted
+                submitted += 1
+                return submit(data)
+
+            monkeypatch.setattr(pool, "submit", count)
+            yield pool
+
+    monkeypatch.setattr("trainer.fit.decoder_pool", counting)
+    cached = replace(plan(pictures), cache=tmp_path / "cache")
+    first = fit(cached, store, Reporter(io.StringIO()))
+    assert submitted >= 3 * 75
+    page, submitted = store.read_extra(first.id, "report.html", 10**8), 0
+    assert fit(cached, store, Reporter(io.StringIO())).id == first.id
+    assert submitted <= 3 * TRAINING_TILES + MISTAKES_MAX + REPORT_BACKGROUND
+    again = store.read_extra(first.id, "report.html", 10**8)
+    assert page is not None and again is not None
+    assert all(b"below 256" in one and b"PNG" in one and b"GIF" in one for one in (page, again))
 
 
 def test_test_pictures_that_look_like_one_another_are_pointed_out(few: Path, store: WeightsStore) -> None:
