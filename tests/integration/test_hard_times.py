@@ -340,7 +340,7 @@ def test_claims_whose_answer_was_lost_are_judged_as_if_it_had_come(place: Place)
                 at_once.execute()
             lost = raw.xpending("moderation:uploads", "moderation")["pending"]
             began = time.monotonic()
-            wait_until(lambda: alone() or set(ids) <= set(place.entries()), "verdicts", 60)  # noqa: B023
+            wait_until(lambda ids=ids: alone() or set(ids) <= set(place.entries()), "verdicts", 60)
             assert not alone(), "they are taken for suspects"
             assert time.monotonic() - began < 5 + 6, "a time-out, and less than they would have to wait for others"
             if lost == len(ids):

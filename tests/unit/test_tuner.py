@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -189,7 +190,7 @@ def test_an_engine_that_lies_does_not_serve(tmp_path: Path, lie: Callable[[Tenso
 class Graphs(Fake, GraphedEngine):
     """The same as graphs for those numbers of images."""
 
-    captured = [1, 2, 4, 8, 16, 32]  # noqa: RUF012
+    captured: ClassVar = [1, 2, 4, 8, 16, 32]
 
 
 @pytest.mark.parametrize("wrong", Graphs.captured)
