@@ -17,7 +17,6 @@ from trainer.cache import FeatureCache
 from trainer.dataset import Picture
 from trainer.evaluate import count, decided, decisive
 from trainer.features import Features, computer
-from trainer.figures import Look
 from trainer.frozen import FrozenPart
 from trainer.outcomes import Outcomes
 from trainer.prepare import FeatureParts
@@ -158,14 +157,14 @@ def _looked_at(
 ) -> tuple[dict[str, Any], list[Tile]]:
     """All figures of test pictures, and the worst mistakes as tiles: only these are decoded once more."""
     probabilities, labels, ban = outcomes.probabilities, outcomes.labels, draft.ban_threshold
-    pictures, looks = features.pictures, [Look(one.format, one.width, one.height) for one in features.facts]
+    pictures = features.pictures
     worst = figures.worst_mistakes(probabilities, labels, ban)
     shown = gallery.thumbnails([pictures[i] for i in worst], decoders)
     made = {
         **counted,
         "curves": figures.curves(probabilities, labels),
         "reliability": figures.reliability(probabilities, labels),
-        "slices": figures.slices(probabilities, labels, ban, looks),
+        "slices": figures.slices(probabilities, labels, ban, features.facts),
     }
     called = decided(probabilities, ban)
     tiles = [

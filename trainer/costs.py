@@ -9,14 +9,15 @@ from typing import Any, Final
 
 from worker.model.manifest import ManifestDraft
 
-ROWS: Final[Sequence[tuple[str, tuple[str, ...], int]]] = (
-    ("bans a day", ("bans_per_day", "all"), 0),
-    ("false bans a day", ("bans_per_day", "not_risked"), 0),
-    ("reviews a day", ("reviews_per_day", "all"), 0),
-    ("precision of bans in service", ("ban_precision", "value"), 3),
-    ("risked banned or seen", ("recall_of_bans_and_reviews", "value"), 3),
+ROWS: Final[Sequence[tuple[str, tuple[str, ...], int, bool]]] = (
+    ("bans a day", ("bans_per_day", "all"), 0, True),
+    ("false bans a day", ("bans_per_day", "not_risked"), 0, True),
+    ("reviews a day", ("reviews_per_day", "all"), 0, True),
+    ("precision of bans in service", ("ban_precision", "value"), 3, True),
+    ("risked banned or seen", ("recall_of_bans_and_reviews", "value"), 3, False),
 )
-"""What it is called, where it stands in `metrics.operating`, and the decimals shown of it."""
+"""What it is called, where it stands in `metrics.operating`, the decimals shown of it, and whether it depends on which
+shares of uploads it is reckoned for."""
 
 
 def comparison(now: ManifestDraft, before: ManifestDraft) -> list[dict[str, Any]]:
@@ -27,11 +28,9 @@ def comparison(now: ManifestDraft, before: ManifestDraft) -> list[dict[str, Any]
     ]
     after, standing = (draft.metrics.get("operating", {}) for draft in (now, before))
     mark = _mark(after, standing)
-    for name, path, digits in ROWS:
-        marked = (
-            f"{name}{mark}" if path[0] != "recall_of_bans_and_reviews" else name
-        )  # a share of the risked ones alone
-        rows.append({"name": marked, "before": at(standing, path), "now": at(after, path), "digits": digits})
+    for name, path, digits, reckoned in ROWS:
+        told = name + mark * reckoned
+        rows.append({"name": told, "before": at(standing, path), "now": at(after, path), "digits": digits})
     return [row for row in rows if (row["before"], row["now"]) != (None, None)]
 
 

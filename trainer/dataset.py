@@ -52,6 +52,15 @@ class Unreadable:
     detail: str
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What decoding showed of a picture: Pillow's format name and the size in pixels as shown."""
+
+    format: str
+    width: int
+    height: int
+
+
 def scan(folder: Path, role: str) -> list[Picture]:
     """List the pictures under `folder`, sorted by label and path.
 

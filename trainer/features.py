@@ -19,13 +19,13 @@ import numpy as np
 
 from trainer.arrays import BoolArray, FloatArray, Frames, IntArray
 from trainer.cache import FeatureCache, FrameChoice
-from trainer.dataset import Picture, Unreadable
+from trainer.dataset import Facts, Picture, Unreadable
 from trainer.decoding import decode_all, middle
 from trainer.errors import CacheError
 from trainer.frozen import BATCH_FRAMES, FrozenPart
 from trainer.looks import LOOK_BYTES, look
 from trainer.progress import Reporter
-from trainer.shards import Entry, Facts
+from trainer.shards import Entry
 from trainer.tables import Tables, chunks
 from worker.decode import DecoderPool
 from worker.model.preprocessing import Decoded

@@ -6,7 +6,6 @@ Knows nothing of files, networks or how anything is drawn.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from sklearn import metrics as sk
 from trainer import intervals
 from trainer.arrays import BoolArray, DoubleArray, IntArray
 from trainer.costs import at
+from trainer.dataset import Facts
 from trainer.evaluate import banned, decided
 from worker.model.labels import LABELS, RISKED
 
@@ -29,21 +29,6 @@ MISTAKES_MAX: Final = 12
 
 SIZES: Final = ((256, "below 256"), (512, "256 to 511"), (1024, "512 to 1023"), (None, "1024 and more"))
 """Classes of a picture's shorter side in pixels: the network looks at 256."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a picture's file looks like: `format` as the decoder names it, width and height in pixels, upright."""
-
-    format: str
-    width: int
-    height: int
-
-    @property
-    def size_class(self) -> str:
-        """The class of the shorter side."""
-        shorter = min(self.width, self.height)
-        return next(name for below, name in SIZES if below is None or shorter < below)
 
 
 def with_intervals(probabilities: DoubleArray, labels: IntArray, ban_threshold: float | None) -> dict[str, Any]:
@@ -128,21 +113,24 @@ def _thinned(x: DoubleArray, y: DoubleArray) -> list[list[float]]:
 
 
 def slices(
-    probabilities: DoubleArray, labels: IntArray, ban_threshold: float | None, looks: Sequence[Look | None]
+    probabilities: DoubleArray, labels: IntArray, ban_threshold: float | None, facts: Sequence[Facts]
 ) -> dict[str, list[dict[str, Any]]]:
     """Accuracy and recall of risked, with exact 95 % intervals, by file format and by the shorter side in pixels.
 
-    `looks` [pictures] may hold None where a picture could not be looked at; those are in no slice.
+    `facts` are [pictures].
     """
     right = decided(probabilities, ban_threshold) == labels
-    by_format = np.array([look.format if look else "" for look in looks])
-    by_size = np.array([look.size_class if look else "" for look in looks])
-    formats = sorted({name for name in by_format.tolist() if name})
+    by_format = np.array([one.format for one in facts])
+    by_size = np.array([_size_class(min(one.width, one.height)) for one in facts])
     sizes = [name for _, name in SIZES if name in by_size]
     return {
-        "format": [_slice(name, right, labels, by_format == name) for name in formats],
+        "format": [_slice(name, right, labels, by_format == name) for name in sorted(set(by_format.tolist()))],
         "shorter_side": [_slice(name, right, labels, by_size == name) for name in sizes],
     }
+
+
+def _size_class(shorter: int) -> str:
+    return next(name for below, name in SIZES if below is None or shorter < below)
 
 
 def _slice(name: str, right: BoolArray, labels: IntArray, inside: BoolArray) -> dict[str, Any]:

@@ -64,7 +64,8 @@ def promote(
     it goes ahead against them. Raises UsageError where there is none of that id, RefusedError where the gate says no,
     OvertakenError where another version came into service meanwhile.
     """
-    champion = _to_follow(store, version_id, margin)
+    champion = store.in_service()
+    _check_asked(store, version_id, champion, margin)
     if champion is None:
         store.promote(version_id, by=by, why=why, forced=force)
         return
@@ -87,7 +88,8 @@ def promote(
 
 def preview(store: WeightsStore, version_id: str, *, margin: float = gate.MARGIN, say: Callable[[str], None]) -> None:
     """Tell `say` what the gate makes of a version today; writes nothing, so it needs no lock. Raises as `promote`."""
-    champion = _to_follow(store, version_id, margin)
+    champion = store.champion_on_record()
+    _check_asked(store, version_id, champion, margin)
     store.verify(version_id)
     if champion is None:
         say(f"{version_id} would be the store's first champion, which is compared with none.")
@@ -98,14 +100,12 @@ def preview(store: WeightsStore, version_id: str, *, margin: float = gate.MARGIN
     say(f"{version_id} would be promoted in the place of {champion}.")
 
 
-def _to_follow(store: WeightsStore, version_id: str, margin: float) -> str | None:
-    """The champion that a version is to be compared with; None where there is none yet."""
+def _check_asked(store: WeightsStore, version_id: str, champion: str | None, margin: float) -> None:
+    """Raises UsageError where the version is not there, or the champion already, or the margin is none."""
     known(store, version_id)
-    champion = store.in_service()
     if champion == version_id:
         raise UsageError(f"{version_id} is the champion already: nothing to promote.")
     gate.check_margin(margin)
-    return champion
 
 
 def _compared(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from trainer.arrays import FloatArray, Frames
+from trainer.dataset import Facts
 from trainer.looks import LOOK_BYTES
 
 FORMAT_BYTES: Final = 8
@@ -28,15 +29,6 @@ FRAMES_MAX: Final = 64
 
 class DamagedError(Exception):
     """The file is not what was written; whoever reads the cache removes it and computes again."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What decoding showed of a picture: Pillow's format name and the size in pixels as shown."""
-
-    format: str
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,8 @@ class Moderation:
         """Records a person's decision and returns its entry ID in the corrections stream.
 
         A worker puts it into force at once: it stands against every model and rescan, for this content ID and for the
-        same bytes under any other, until a later correction. What was never judged can be corrected too.
+        same bytes under any other, until a later correction. What was never judged can be corrected too, for its own ID
+        alone.
 
         Args:
             label: `approved`, `not_suitable` or `risked`; `risked` is a ban.

@@ -31,7 +31,7 @@ def modules(folder: str) -> list[str]:
 
 @pytest.mark.parametrize("folder", ["worker", "worker/model", "trainer"])
 def test_every_module_has_its_place(folder: str) -> None:
-    """No more and no fewer than there are."""
+    """Whoever adds one says where it belongs."""
     said = set(re.findall(r"[a-z0-9_]+", part(folder)))
     assert not [name for name in modules(folder) if name not in said]
 

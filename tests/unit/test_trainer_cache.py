@@ -19,12 +19,12 @@ from trainer import features
 from trainer.arrays import FloatArray, Frames
 from trainer.bases import random_base
 from trainer.cache import FeatureCache
-from trainer.dataset import Picture
+from trainer.dataset import Facts, Picture
 from trainer.errors import CacheError
 from trainer.features import Features, computer
 from trainer.frozen import FrozenPart
 from trainer.progress import Reporter
-from trainer.shards import Entry, Facts, pack
+from trainer.shards import Entry, pack
 from trainer.tables import Tables
 from worker.decode import DecoderPool
 from worker.model.files import ABANDONED_S

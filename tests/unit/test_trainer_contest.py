@@ -12,6 +12,7 @@ from trainer.cli import run
 from trainer.dataset import Picture
 from trainer.errors import RefusedError
 from trainer.outcomes import Outcomes, Thresholds
+from worker.model.files import locked
 from worker.model.labels import LABELS
 from worker.model.weights import WeightsStore
 
@@ -130,12 +131,12 @@ def files(root: Path) -> dict[str, tuple[bytes, int]]:
 def test_a_dry_run_gives_the_gates_answer_and_changes_nothing(
     kept: int, code: int, store: WeightsStore, champion: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The figures on stdout, whatever the answer; also while a training run holds the lock."""
+    """The figures on stdout, whatever the answer; also while a training run, or a promotion, holds its lock."""
     version = publish_colours(store, ban_threshold=0.62, review_threshold=0.2)
     keep(store, version, made(0, kept), parent=champion)
     store.set_challenger(version)
     arguments = ["promote", version, "--dry-run", "--weights", str(store.root)]
-    with release.one_run(store):
+    with release.one_run(store), locked(store.root):
         before = files(store.root)
         assert run(arguments) == code
         assert files(store.root) == before
@@ -155,3 +156,18 @@ def test_a_dry_run_of_a_stores_first_version_says_that_it_needs_no_comparison(
     assert run(["promote", version, "--dry-run", "--weights", str(store.root)]) == 0
     assert "compared with none" in capsys.readouterr().out
     assert store.champion() is None and store.history() == []
+
+
+def test_a_dry_run_puts_no_champion_back(
+    store: WeightsStore, champion: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that was lost is told as a promotion tells it, and is a person's to put back."""
+    version = publish_colours(store, ban_threshold=0.62)
+    store.promote(version, by="ada", why="second", forced=True)
+    (store.root / "champion").unlink()
+    before = files(store.root)
+    for words in (["--dry-run"], []):
+        assert run(["promote", champion, *words, "--weights", str(store.root)]) == 4
+        assert f"echo {version} >" in capsys.readouterr().err
+        assert store.champion() is None
+        assert not words or files(store.root) == before

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trainer import assess, costs, figures, report
-from trainer.figures import Look
+from trainer.dataset import Facts
 from trainer.report import Material, Parent, Tile
 from worker.model.labels import LABELS, RISKED
 from worker.model.manifest import BaseRef, ManifestDraft
@@ -53,11 +53,12 @@ def test_a_label_that_is_absent_has_no_curve() -> None:
     assert set(figures.curves(P[:2], np.array([0, 1]))) == {"approved", "not_suitable"}
 
 
-def test_slices_count_each_format_and_size_and_leave_out_what_could_not_be_looked_at() -> None:
-    looks = [Look("JPEG", 300, 200), Look("JPEG", 800, 600), None, Look("GIF", 2000, 1500), Look("GIF", 90, 90), None]
-    made = figures.slices(P, LABELLED, None, looks)
-    assert [(row["name"], row["pictures"]) for row in made["format"]] == [("GIF", 2), ("JPEG", 2)]
-    assert [row["name"] for row in made["shorter_side"]] == ["below 256", "512 to 1023", "1024 and more"]
+def test_slices_count_each_format_and_size() -> None:
+    sizes = [("JPEG", 300, 200), ("JPEG", 800, 600), ("PNG", 255, 900), ("GIF", 2000, 1500), ("GIF", 90, 90)]
+    made = figures.slices(P, LABELLED, None, [Facts(*size) for size in [*sizes, ("PNG", 1024, 1024)]])
+    assert [(row["name"], row["pictures"]) for row in made["format"]] == [("GIF", 2), ("JPEG", 2), ("PNG", 2)]
+    shorter = [(row["name"], row["pictures"]) for row in made["shorter_side"]]
+    assert shorter == [("below 256", 3), ("512 to 1023", 1), ("1024 and more", 2)]
     assert made["format"][1]["accuracy"] == 1.0 and made["format"][1]["recall_of_risked"] is None
 
 
@@ -115,7 +116,7 @@ def material(evil: str) -> Material:
     made = assess.figures_of(P, LABELLED, None, None) | {
         "curves": figures.curves(P, LABELLED),
         "reliability": figures.reliability(P, LABELLED),
-        "slices": figures.slices(P, LABELLED, None, [Look(evil, 9, 9)] * 6),
+        "slices": figures.slices(P, LABELLED, None, [Facts(evil, 9, 9)] * 6),
     }
     tile = Tile("data:,", evil, LABELS[RISKED], blurred=True)
     return Material("small-000000000000", draft, made, [tile], {"risked": [tile]}, on=evil)

@@ -9,13 +9,12 @@ import pytest
 
 from trainer import prepare
 from trainer.cache import FrameChoice
-from trainer.dataset import Picture, Unreadable
+from trainer.dataset import Facts, Picture, Unreadable
 from trainer.errors import DataError
 from trainer.features import Compute, Features
 from trainer.looks import LOOK_BYTES
 from trainer.prepare import Parts
 from trainer.progress import Reporter
-from trainer.shards import Facts
 from worker.model.labels import LABELS
 
 FACTS = (Facts("PNG", 24, 20),)

@@ -7,8 +7,6 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from worker.errors import WeightsError
 from worker.model import files
 
-Action = Literal["promote", "rollback", "refit"]
-
 
 class HistoryEntry(BaseModel):
     """One promotion or rollback: when (UTC), by whom, which way, from which champion to which, and why.
@@ -21,7 +19,7 @@ class HistoryEntry(BaseModel):
 
     at: AwareDatetime
     by: str
-    action: Action
+    action: Literal["promote", "rollback", "refit"]
     from_: str | None = Field(alias="from")
     to: str
     why: str

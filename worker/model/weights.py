@@ -17,7 +17,7 @@ from worker.errors import UsageError, WeightsError
 from worker.model import files as stored
 from worker.model import history as histories
 from worker.model import manifest as manifests
-from worker.model.history import Action, HistoryEntry
+from worker.model.history import HistoryEntry
 from worker.model.versions import VersionStore
 
 
@@ -32,10 +32,23 @@ class WeightsStore(VersionStore):
         """The id of the version in service, None where none is. WeightsError where the file holds no version id."""
         return self._pointer("champion")
 
-    def in_service(self) -> str | None:
-        """The champion, for who goes on from it: None only where there never was one. A first promotion that a crash
-        kept from taking effect takes effect. WeightsError where a champion is on record and its file was lost: what
+    def champion_on_record(self) -> str | None:
+        """The champion, or the version that a first promotion, which a crash cut short, was to make it; None only where
+        there never was one. Changes nothing. WeightsError where a champion is on record and its file was lost: what
         followed would be compared with nothing, held to nothing, and could not be rolled back."""
+        champion, history = self.champion(), self.history()
+        if champion is not None or not history:
+            return champion
+        last = history[-1]
+        if last.from_ is not None:
+            raise WeightsError(
+                f"The file champion is missing in {self.root}, where {last.to} served last by the history: put it back "
+                f"with `echo {last.to} > {self.root / 'champion'}`"
+            )
+        return last.to
+
+    def in_service(self) -> str | None:
+        """As `champion_on_record`, for who goes on from it: a first promotion that was cut short takes effect."""
         with stored.locked(self.root):
             return self._in_service()
 
@@ -65,7 +78,8 @@ class WeightsStore(VersionStore):
                 raise ChampionChangedError(
                     f"{version_id} was compared with {compared_with}, and {champion} serves by now: promote it again"
                 )
-            self._put_in_service("promote", champion, version_id, by, why, {"gate": gate, "forced": forced})
+            said = {"action": "promote", "from": champion, "by": by, "why": why, "gate": gate, "forced": forced}
+            self._put_in_service(version_id, said)
 
     def set_challenger(self, version_id: str | None) -> None:
         """Names the version that waits to be promoted, None for none. Errors as `promote`."""
@@ -90,14 +104,14 @@ class WeightsStore(VersionStore):
                 raise UsageError(
                     f"the store {self.root.absolute()} has no earlier champion to go back to: promote a version instead"
                 )
-            self._put_in_service("rollback", champion, trail[-2], by, why)
+            self._put_in_service(trail[-2], {"action": "rollback", "from": champion, "by": by, "why": why})
             return trail[-2]
 
     def note_refit(self, version_id: str, *, by: str, why: str) -> None:
         """Puts on record what the version is held to from now on, or tested on, where it is the champion."""
         with stored.locked(self.root):
             if self.champion() == version_id:
-                self._append("refit", version_id, version_id, by, why)
+                self._append({"action": "refit", "from": version_id, "to": version_id, "by": by, "why": why})
 
     def history(self) -> list[HistoryEntry]:
         """All promotions, rollbacks and refits, oldest first. WeightsError where a line of history.jsonl is damaged."""
@@ -108,48 +122,24 @@ class WeightsStore(VersionStore):
             return []
 
     def _in_service(self) -> str | None:
-        champion, history = self.champion(), self.history()
-        if champion is not None or not history:
-            return champion
-        last = history[-1]
-        if last.from_ is not None:
-            raise WeightsError(
-                f"The file champion is missing in {self.root}, where {last.to} served last by the history: put it back "
-                f"with `echo {last.to} > {self.root / 'champion'}`"
-            )
-        self.verify(last.to)
-        stored.replace(self.root / "champion", f"{last.to}\n".encode(), shared=True)
-        return last.to
+        champion = self.champion_on_record()
+        if champion is not None and self.champion() is None:
+            self.verify(champion)
+            stored.replace(self.root / "champion", f"{champion}\n".encode(), shared=True)
+        return champion
 
-    def _put_in_service(
-        self,
-        action: Action,
-        champion: str | None,
-        to: str,
-        by: str,
-        why: str,
-        decided: Mapping[str, Any] | None = None,
-    ) -> None:
+    def _put_in_service(self, to: str, said: Mapping[str, Any]) -> None:
         self.verify(to)
         # History first: a crash between the two leaves a line that `history.trail` sees never took effect, where the
         # other order would leave a champion that nobody promoted.
-        self._append(action, champion, to, by, why, decided)
+        self._append({"to": to, **said})
         stored.replace(self.root / "champion", f"{to}\n".encode(), shared=True)
         with contextlib.suppress(WeightsError):  # a damaged pointer is told where it is asked for, not after the fact
             if self.challenger() == to:
                 (self.root / "challenger").unlink()
 
-    def _append(
-        self,
-        action: Action,
-        champion: str | None,
-        to: str,
-        by: str,
-        why: str,
-        decided: Mapping[str, Any] | None = None,
-    ) -> None:
-        said = {"at": datetime.now(UTC), "by": by, "action": action, "from": champion, "to": to, "why": why}
-        entry = HistoryEntry.model_validate({**said, **(decided or {})})
+    def _append(self, said: Mapping[str, Any]) -> None:
+        entry = HistoryEntry.model_validate({"at": datetime.now(UTC), **said})
         stored.append_line(self.root / "history.jsonl", entry.to_json())
 
     def _pointer(self, name: str) -> str | None:
