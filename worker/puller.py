@@ -7,16 +7,15 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 
 from worker import bus
-from worker.entry import MOST_BROKEN_DEVICES, MOST_DEATHS_ALONE, Entry
+from worker.entry import Entry
 from worker.errors import ModerationError, UnavailableError
 from worker.intake import Intake
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
+from worker.suspects import Suspects
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +24,6 @@ PRUNE_S = 600.0
 # What a process that has judged nothing yet may hold: enough to fill its stages, little enough to leave the rest
 # to others while it warms up.
 FIRST_IN_WORK = 8
-# How long a suspect waits for the process to be empty before others get another turn.
-SUSPECT_PATIENCE_S = 10.0
 # A fetch should end by its own time limit; after this many of them it never will.
 FETCH_DEADLINES = 3
 # While so many wait for another attempt no backfill is claimed. Each that fails leaves its stream, so that whoever
@@ -75,11 +72,7 @@ class Puller:
         self._on_housekeeping = on_housekeeping
         self._postponed = 0  # how many waited for another attempt when house was last kept
         self._claimed: list[Entry] = []  # and not handed on yet
-        self._suspects: deque[Entry] = deque()
-        self._alone: Entry | None = None
-        self._marking: Entry | None = None
-        self._others_turn = False
-        self._others_had_turn = time.monotonic()
+        self._suspects = Suspects(intake, pipeline)
         self._connected_since: float | None = None
         self._kept_house = 0.0
         self._pruned = time.monotonic()
@@ -102,19 +95,13 @@ class Puller:
         self._thread.join()
         deadline = time.monotonic() + drain_s
         while (left_s := deadline - time.monotonic()) > 0:
-            if self._pipeline.wait_until(self._idle, min(left_s, HOUSEKEEPING_S)):
+            if self._pipeline.wait_until(lambda: not self._pipeline.in_work(), min(left_s, HOUSEKEEPING_S)):
                 break
             self._watch()
             with contextlib.suppress(ModerationError):
                 self._intake.refresh(self._held())
         rest = self._held()
-        # A clean stop is no death: not of what was judged alone, nor of what was about to be, for which Redis may have
-        # taken the mark and the answer may have been lost.
-        marked = self._alone or self._marking
-        if marked is not None:
-            with contextlib.suppress(ModerationError):
-                self._intake.unmark_alone(marked)
-            self._alone = self._marking = None  # nor is it the device's death, should this stop end in one
+        self._suspects.stop()
         try:
             self._intake.give_back(rest)
         except ModerationError:
@@ -125,9 +112,7 @@ class Puller:
 
         Raises UnavailableError.
         """
-        alone = self._alone  # another thread may ask
-        if alone is not None:
-            self._intake.blame_device(alone)
+        self._suspects.blame_device()
 
     def _run(self) -> None:
         failures = 0
@@ -150,32 +135,21 @@ class Puller:
         """One step: what was claimed is handed on, a suspect is judged, or more is claimed, by turns."""
         if time.monotonic() - self._kept_house >= HOUSEKEEPING_S:
             self._keep_house()
-        if self._alone is not None:
-            if self._pipeline.wait_until(self._idle, HOUSEKEEPING_S):
-                # This process lives, whatever became of the picture; only a death leaves the mark.
-                self._intake.unmark_alone(self._alone)
-                self._alone = None
-                self._others_turn = True
+        judged_one = self._suspects.one_is_judged
+        if self._suspects.step(HOUSEKEEPING_S):
+            if judged_one and not self._suspects.one_is_judged:
                 self._kept_house = 0.0  # else nothing is taken over before the last suspect
-        elif self._suspects and not self._others_turn:
-            if self._pipeline.wait_until(self._idle, HOUSEKEEPING_S):
-                self._judge_alone()
-            elif time.monotonic() - self._others_had_turn > SUSPECT_PATIENCE_S:
-                self._others_turn = True
         elif self._claimed:
             self._hand_on()
         elif self._pipeline.wait_until(lambda: self._room() > 0, HOUSEKEEPING_S) and (room := self._room()) > 0:
             self._claim(room)  # asked again, for what was held up may be in work by now
-            self._others_turn, self._others_had_turn = False, time.monotonic()
+            self._suspects.end_turn_of_others(claimed=True)
         else:
-            self._others_turn = False
+            self._suspects.end_turn_of_others(claimed=False)
 
     def _held(self) -> list[Entry]:
         """Every entry that this process has claimed."""
-        return [item.entry for item in self._pipeline.in_work()] + self._claimed + list(self._suspects)
-
-    def _idle(self) -> bool:
-        return not self._pipeline.in_work()
+        return [item.entry for item in self._pipeline.in_work()] + self._claimed + list(self._suspects.waiting)
 
     def _room(self) -> int:
         """How many more entries may be in work: what the device and the decoders have a use for, and no more than was
@@ -191,7 +165,7 @@ class Puller:
 
     def _claim(self, room: int) -> None:
         """Claims new entries, uploads before backfill; with nothing there and no suspect, waits for the first."""
-        if len(self._suspects) > 2 * self._most_in_work:  # anyone may write such: one in for one out
+        if len(self._suspects.waiting) > 2 * self._most_in_work:  # anyone may write such: one in for one out
             room = 1
         backfill_room = min(room, self._most_backfill - sum(item.entry.backfill for item in self._pipeline.in_work()))
         if self._postponed > MOST_POSTPONED_FOR_BACKFILL:
@@ -199,7 +173,7 @@ class Puller:
         self._claimed += self._intake.read([bus.UPLOADS], room)
         if not self._claimed and backfill_room > 0:
             self._claimed += self._intake.read([bus.BACKFILL], backfill_room)
-        if not self._claimed and not self._suspects:
+        if not self._claimed and not self._suspects.waiting:
             streams = [bus.UPLOADS, bus.BACKFILL] if backfill_room > 0 else [bus.UPLOADS]
             block_ms = int(1000 * max(0.01, HOUSEKEEPING_S - (time.monotonic() - self._kept_house)))
             # Both at once only here, with nothing waiting: whichever comes first wakes us.
@@ -216,31 +190,13 @@ class Puller:
             ids = [entry.content_id for entry in self._claimed]
             logger.info("claimed %d, %d have a verdict already", len(ids), known, extra={"content_ids": ids})
         self._claimed = []
-        self._suspects.extend(entry for entry in unknown if entry.suspect)
+        self._suspects.add(entry for entry in unknown if entry.suspect)
         self._pipeline.accept([entry for entry in unknown if not entry.suspect])
-
-    def _next_suspect(self) -> Entry:
-        """The first, uploads before backfill."""
-        return next((entry for entry in self._suspects if not entry.backfill), self._suspects[0])
-
-    def _judge_alone(self) -> None:
-        """The next suspect, with nothing else in the process, and marked first: a death then names its cause."""
-        entry = self._marking = self._marking or self._next_suspect()  # whose mark Redis may have taken already
-        deaths, broken_devices = fates = self._intake.mark_alone(entry)
-        self._suspects.remove(entry)
-        entry = replace(entry, fates=fates)  # which go with it where it is postponed
-        self._alone, self._marking = entry, None
-        if deaths >= MOST_DEATHS_ALONE:
-            self._pipeline.condemn(entry, f"{deaths} processes died while they judged nothing else.")
-        elif broken_devices >= MOST_BROKEN_DEVICES:
-            self._pipeline.condemn(entry, f"{broken_devices} processes had their device break on it alone.")
-        else:
-            self._pipeline.accept([entry])
 
     def _keep_house(self) -> None:
         self._kept_house = time.monotonic()
         self._watch()
-        patience = FETCH_DEADLINES if self._alone is None else 1  # others wait for the end of what is judged alone
+        patience = 1 if self._suspects.one_is_judged else FETCH_DEADLINES  # all others wait for its end
         self._pipeline.leave_overdue(patience * self._fetch_timeout_s, self._claim_deadline_s)
         self._intake.now_ms()  # nothing below this line is asked of a server that is away
         self._connected()
@@ -252,7 +208,7 @@ class Puller:
             logger.error("what waits for another attempt stays where it is: %s", error)
         if self._connected_for_s() <= self._takeover_idle_s + HOUSEKEEPING_S:
             self._regain()  # before anybody may take them over, this process included
-        if self._alone is None and self._connected_for_s() >= self._takeover_idle_s:
+        if not self._suspects.one_is_judged and self._connected_for_s() >= self._takeover_idle_s:
             self._take_over()
         if time.monotonic() - self._pruned >= PRUNE_S:
             self._pruned = time.monotonic()
@@ -285,7 +241,7 @@ class Puller:
         room = max(self._room(), FIRST_IN_WORK)
         for stream in (bus.UPLOADS, bus.BACKFILL):
             before = len(self._claimed)
-            suspects = sum(stream == bus.BACKFILL or not entry.backfill for entry in self._suspects)
+            suspects = sum(stream == bus.BACKFILL or not entry.backfill for entry in self._suspects.waiting)
             self._claimed += self._intake.take_over(stream, room - suspects - before)
             if taken := len(self._claimed) - before:
                 logger.info("took over %d claims that were no longer refreshed", taken)
