@@ -5,7 +5,6 @@ Redis says meanwhile who judges: a death then names its cause. Knows neither str
 """
 
 import contextlib
-import logging
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -15,8 +14,6 @@ from worker.entry import MOST_BROKEN_DEVICES, MOST_DEATHS_ALONE, Entry
 from worker.errors import ModerationError
 from worker.intake import Intake
 from worker.pipeline import Pipeline
-
-logger = logging.getLogger(__name__)
 
 # How long a suspect waits for the process to be empty before others get another turn.
 PATIENCE_S = 10.0
