@@ -12,9 +12,10 @@ from typing import Final
 
 from trainer.arrays import Frames
 from trainer.dataset import Picture, Unreadable
+from worker import cores
 from worker.decode import DecoderPool
 from worker.errors import ContentError
-from worker.model.preprocessing import Decoded
+from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing
 
 IN_FLIGHT: Final = 64
 """Pictures being decoded or waiting decoded, so that decoding never waits for the forward pass nor it for decoding."""
@@ -23,8 +24,27 @@ CONTENT_MAX_BYTES: Final = 20 * 2**20
 """A larger file is left out, as the worker would leave it undecided (its default
 `MODERATION_CONTENT_MAX_BYTES`)."""
 
+DECODE_TIMEOUT_S: Final = 8.0
+"""Seconds one picture may take to decode, as in the worker."""
+
+DECODE_MEMORY_BYTES: Final = 1536 * 2**20
+"""Memory one picture may take to decode, as in the worker."""
+
+DECODERS_MAX: Final = 8
+
 WAIT_S: Final = 1.0
 """How long to wait for a decoded picture before looking whether the decoders are still alive."""
+
+
+def decoder_pool(preprocessing: Preprocessing) -> DecoderPool:
+    """Decoders with the worker's limits, for half the cores that this process may use."""
+    return DecoderPool(
+        preprocessing,
+        DecodeLimits(),
+        processes=max(1, min(DECODERS_MAX, cores.usable() // 2)),
+        timeout_s=DECODE_TIMEOUT_S,
+        memory_bytes=DECODE_MEMORY_BYTES,
+    )
 
 
 def middle(frames: Frames) -> Frames:

@@ -7,13 +7,12 @@ Each step is a module of its own; this one only hands on what they return. Nothi
 before everything that can fail for want of data has succeeded.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from trainer import asked, assess, calibrate, dataset, engines, explain, maps, o
 from trainer.arrays import DoubleArray, FloatArray
 from trainer.cache import FeatureCache
 from trainer.calibrate import Calibration
+from trainer.decoding import decoder_pool
 from trainer.evaluate import count, decisive, log_loss
 from trainer.features import computer
 from trainer.frozen import FrozenPart
@@ -33,22 +33,12 @@ from trainer.recipes import FittedHead
 from trainer.report import FILE as REPORT_FILE
 from trainer.shapley import Head
 from trainer.tables import Tables
-from worker.decode import DecoderPool
 from worker.model import devices
 from worker.model import network as networks
 from worker.model.manifest import Manifest, ManifestDraft, identity
 from worker.model.network import Network
-from worker.model.preprocessing import DecodeLimits, Preprocessing
 from worker.model.tensors import state_dict, tensors_digest
 from worker.model.weights import WeightsStore
-
-DECODE_TIMEOUT_S: Final = 8.0
-"""Seconds one picture may take to decode, as in the worker."""
-
-DECODE_MEMORY_BYTES: Final = 1536 * 2**20
-"""Memory one picture may take to decode, as in the worker."""
-
-DECODERS_MAX: Final = 8
 
 
 def fit(
@@ -148,17 +138,6 @@ def open_cache(plan: Plan, frozen: FrozenPart, reporter: Reporter) -> Iterator[F
         return
     with FeatureCache(plan.cache, frozen.key, frozen.dtype, reporter.say, plan.cache_max_bytes) as cache:
         yield cache
-
-
-def decoder_pool(preprocessing: Preprocessing) -> DecoderPool:
-    """Decoders with the worker's limits, for half the cores."""
-    return DecoderPool(
-        preprocessing,
-        DecodeLimits(),
-        processes=max(1, min(DECODERS_MAX, (os.cpu_count() or 1) // 2)),
-        timeout_s=DECODE_TIMEOUT_S,
-        memory_bytes=DECODE_MEMORY_BYTES,
-    )
 
 
 def fit_head(plan: Plan, frozen: FrozenPart, features: FeatureParts, reporter: Reporter) -> FittedHead:

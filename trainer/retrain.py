@@ -14,8 +14,9 @@ from typing import Final
 
 from trainer import collect, dataset, gate, ledger, locks, prepare, release
 from trainer.collect import Collector, Fetches
+from trainer.decoding import decoder_pool
 from trainer.errors import DataError, OvertakenError, RefusedError
-from trainer.fit import decoder_pool, fit
+from trainer.fit import fit
 from trainer.ledger import Decision, Fitted
 from trainer.plan import Plan
 from trainer.prepare import Parts

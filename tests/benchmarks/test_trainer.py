@@ -28,6 +28,7 @@ from trainer import fit, prepare, recipes
 from trainer.bases import random_base
 from trainer.cache import FeatureCache
 from trainer.dataset import Picture
+from trainer.decoding import decoder_pool
 from trainer.features import computer
 from trainer.frozen import FrozenPart
 from trainer.plan import Plan
@@ -115,7 +116,7 @@ def test_ten_epochs_of_the_articles_recipe_against_the_plain_loop(
     started_s, worked_s = time.perf_counter(), plain_loop.cores_s()
     with (
         FeatureCache(folder / "cache", part.key, part.dtype, print) as cache,
-        fit.decoder_pool(Preprocessing()) as decoders,
+        decoder_pool(Preprocessing()) as decoders,
     ):
         compute = computer(part, decoders, quiet(), cache)
         train, validation = compute(small.train, "middle", "train"), compute(small.validation, "middle", "validation")
@@ -156,7 +157,7 @@ def test_a_retrain_with_a_tenth_new_pictures_against_the_plain_loop(
         parts = prepare.gather(plan.train, plan.test, quiet())
         with (
             FeatureCache(folder / "cache", part.key, part.dtype, print) as cache,
-            fit.decoder_pool(Preprocessing()) as decoders,
+            decoder_pool(Preprocessing()) as decoders,
         ):
             features = prepare.compute_all(parts, computer(part, decoders, quiet(), cache), quiet())
             head = fit.fit_head(plan, part, features, quiet())

@@ -11,9 +11,9 @@ from PIL import Image
 from tests.support.browser import Page, chromium
 from tests.tiny_network import TINY
 from trainer.bases import random_base
+from trainer.decoding import decoder_pool
 from trainer.features import computer
 from trainer.first_labels import Plan, gather
-from trainer.fit import decoder_pool
 from trainer.frozen import FrozenPart
 from trainer.progress import Reporter
 from worker.model import network as networks

@@ -14,8 +14,8 @@ import pytest
 from tests.support.pictures import animation, picture
 from trainer import ledger
 from trainer.collect import EMPTY_FROM, Collector, part_of
+from trainer.decoding import decoder_pool
 from trainer.errors import DataError
-from trainer.fit import decoder_pool
 from trainer.ledger import Decision, Ledger
 from trainer.progress import Reporter
 from worker.content import ContentStore

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +17,11 @@ from torch import nn
 from trainer import engines
 from trainer.bases import random_base
 from trainer.dataset import Picture
-from trainer.decoding import CONTENT_MAX_BYTES, decode_all
+from trainer.decoding import CONTENT_MAX_BYTES, DECODERS_MAX, decode_all, decoder_pool
 from trainer.features import computer
 from trainer.frozen import FrozenPart
 from trainer.progress import Reporter
+from worker import cores
 from worker.decode import DecoderPool
 from worker.errors import WeightsError
 from worker.model import devices
@@ -73,6 +76,23 @@ def animation(frames: int) -> bytes:
     buffer = io.BytesIO()
     images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=100)
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("usable", "processes"), [(1, 1), (6, 3), (64, DECODERS_MAX)])
+def test_decoders_take_half_the_cores_that_this_process_may_use(
+    monkeypatch: pytest.MonkeyPatch, usable: int, processes: int
+) -> None:
+    """Not half of those that the machine has: a container is given a few of many."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 10 * usable)
+    monkeypatch.setattr(cores, "usable", lambda: usable)
+    before = decoding_threads()
+    with decoder_pool(Preprocessing()):
+        assert decoding_threads() - before == processes
+
+
+def decoding_threads() -> int:
+    """One waits for each decoder process."""
+    return sum(thread.name.startswith("decoder-") for thread in threading.enumerate())
 
 
 def test_the_parts_together_are_the_network(part: FrozenPart, base: dict[str, torch.Tensor]) -> None:

@@ -23,10 +23,11 @@ from trainer.assess import TRAINING_TILES
 from trainer.cli import run
 from trainer.commands.fit import fit as fit_command
 from trainer.commands.retrain import retrain
+from trainer.decoding import decoder_pool
 from trainer.errors import DataError, LockedError
 from trainer.explain import REPORT_BACKGROUND
 from trainer.figures import MISTAKES_MAX
-from trainer.fit import decoder_pool, fit
+from trainer.fit import fit
 from trainer.plan import Plan
 from trainer.progress import Reporter
 from worker.decode import DecoderPool

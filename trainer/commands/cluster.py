@@ -98,9 +98,9 @@ def cluster_pictures(
 def _gather(plan: "Plan", base_name: str, cache: Path | None, reporter: "Reporter") -> dict[str, object]:
     from trainer.bases import load_base
     from trainer.cache import FeatureCache
+    from trainer.decoding import decoder_pool
     from trainer.features import computer
     from trainer.first_labels import check_plan, gather
-    from trainer.fit import decoder_pool
     from trainer.frozen import FrozenPart
     from trainer.tables import Tables
     from worker.model import devices

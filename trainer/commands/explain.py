@@ -70,7 +70,7 @@ def explain(
     """
     from trainer import explain as explaining
     from trainer import maps, release
-    from trainer.fit import decoder_pool
+    from trainer.decoding import decoder_pool
     from trainer.shapley import Cut
     from worker.model import devices, files
     from worker.model import network as networks

@@ -40,8 +40,8 @@ def check(train: Path, test: Path) -> None:
     pictures that are or look like training pictures.
     """
     from trainer import prepare
+    from trainer.decoding import decoder_pool
     from trainer.features import only_looks
-    from trainer.fit import decoder_pool
     from trainer.progress import Reporter
     from worker.model.preprocessing import Preprocessing
 

@@ -22,7 +22,7 @@ def evaluate_version(version: str, test: Path, report: Path | None, weights: Pat
     from trainer import release
     from trainer.assess import evaluate_stored
     from trainer.cache import FeatureCache
-    from trainer.fit import decoder_pool
+    from trainer.decoding import decoder_pool
     from trainer.frozen import FrozenPart
     from trainer.progress import Reporter
     from trainer.tables import Tables
