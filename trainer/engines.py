@@ -16,12 +16,12 @@ from torch import Tensor
 from trainer.arrays import DoubleArray, Frames, IntArray
 from trainer.dataset import Picture, Unreadable
 from trainer.decoding import decode_all, middle
-from trainer.evaluate import compare_engine
 from trainer.frozen import BATCH_FRAMES
 from worker.decode import DecoderPool
 from worker.errors import WeightsError
 from worker.model import check_pictures, devices, int8
 from worker.model import engine as worker_engines
+from worker.model.agreement import RULES, compare
 from worker.model.engine import EagerEngine
 from worker.model.manifest import BaseRef, EngineCheck, FileRef
 from worker.model.network import Network
@@ -132,7 +132,7 @@ def check_bf16(
         parts = [frames[start : start + BATCH_FRAMES] for start in range(0, len(frames), BATCH_FRAMES)]
         return np.concatenate([head.probabilities(engine.features(part)).cpu().double().numpy() for part in parts])
 
-    return compare_engine(probabilities("fp32"), probabilities("bf16"))
+    return compare(RULES["bf16"], probabilities("fp32"), probabilities("bf16")).check()
 
 
 def sample_frames(pictures: Sequence[Picture], decoders: DecoderPool, count: int) -> tuple[Frames, IntArray]:

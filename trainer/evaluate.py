@@ -11,9 +11,7 @@ import numpy as np
 from sklearn import metrics as sk
 
 from trainer.arrays import BoolArray, DoubleArray, FloatArray, IntArray
-from worker.model.agreement import RULES, compare
 from worker.model.labels import LABELS, RISKED
-from worker.model.manifest import EngineCheck
 from worker.model.reference import histogram
 
 
@@ -68,28 +66,15 @@ def log_loss(probabilities: DoubleArray, labels: IntArray, weights: DoubleArray 
     return float(np.average(-np.log(np.clip(of_truth, 1e-15, 1.0)), weights=weights))
 
 
-def evaluate(
-    logits: FloatArray,
-    owner: IntArray,
-    labels: IntArray,
-    *,
-    temperature: float,
-    ban_threshold: float | None,
-    review_threshold: float | None,
+def count(
+    probabilities: DoubleArray, labels: IntArray, ban_threshold: float | None, review_threshold: float | None
 ) -> dict[str, Any]:
-    """The figures of one set of pictures, as they stand in a manifest.
+    """The figures of one set of pictures, as they stand in a manifest, from probabilities [pictures, 3].
 
     `accuracy` and everything per label speak of the contract's label; `accuracy_likeliest` ignores the ban
     threshold (the two differ only where a person set one below 0.5). `confusion` has a row for each true label, and
     so has `risked_probability`: pictures by bins of p(risked), for the worker's drift reference.
     """
-    return count(decisive(logits, owner, temperature), labels, ban_threshold, review_threshold)
-
-
-def count(
-    probabilities: DoubleArray, labels: IntArray, ban_threshold: float | None, review_threshold: float | None
-) -> dict[str, Any]:
-    """As `evaluate`, from probabilities [pictures, 3]."""
     predicted = decided(probabilities, ban_threshold)
     every = list(range(len(LABELS)))
     precision, recall, f1, support = sk.precision_recall_fscore_support(
@@ -116,8 +101,3 @@ def count(
         "reviews": int(reviewed(probabilities, ban_threshold, review_threshold).sum()),
         "risked_probability": histogram(probabilities[:, RISKED], labels),
     }
-
-
-def compare_engine(reference: DoubleArray, candidate: DoubleArray) -> EngineCheck:
-    """Compare a bfloat16 engine's probabilities [pictures, 3] with float32's, by the rule that workers apply."""
-    return compare(RULES["bf16"], reference, candidate).check()

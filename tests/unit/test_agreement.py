@@ -5,6 +5,7 @@ import numpy.typing as npt
 import pytest
 
 from worker.model.agreement import RULES, UNLABELLED, compare
+from worker.model.manifest import EngineCheck
 
 Table = npt.NDArray[np.float64]
 
@@ -50,7 +51,8 @@ def test_close_calls_may_flip_but_alone_they_show_nothing() -> None:
     reference, candidate = clear(120), clear(120)
     reference[0], candidate[0] = [0.46, 0.44, 0.1], [0.44, 0.46, 0.1]
     agreement = compare(RULES["bf16"], reference, candidate)
-    assert (agreement.clear_pictures, agreement.flips, agreement.refusal) == (119, 0, None)
+    assert agreement.refusal is None
+    assert agreement.check() == EngineCheck(pictures=120, clear_pictures=119, flips=0, passed=True)
     close = np.tile(np.array([0.46, 0.44, 0.1]), (120, 1))
     assert compare(RULES["bf16"], close, close).refusal == "too_few_pictures"
 
