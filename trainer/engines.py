@@ -56,28 +56,35 @@ class Known:
 NOTHING: Final = Known({}, None, np.zeros((0, 0, 0, 3), np.uint8))
 
 
+@dataclass(frozen=True)
+class Whole:
+    """A network with its head: all that decides probabilities. `state` is its whole state dict."""
+
+    network: Network
+    state: Mapping[str, Tensor]
+    preprocessing: Preprocessing
+    temperature: float
+
+
 def prepare(
-    network: Network,
-    state: Mapping[str, Tensor],
+    whole: Whole,
     trained_on: Sequence[Picture],
     tested_on: Sequence[Picture],
     decoders: DecoderPool,
-    preprocessing: Preprocessing,
-    temperature: float,
     store: WeightsStore,
     known: Known,
     device: torch.device,
 ) -> ForEngines:
-    """All of it for the whole network's `state`, compared on the CPU and on `device`.
+    """All of it for the whole network, compared on the CPU and on `device`.
 
     `known` is taken over, but for check pictures that are fewer than there could be now. No bf16 is compared where it
     is only emulated: no figure is recorded that no worker could reproduce at that speed.
     """
     ranges = known.ranges
     if not ranges:
-        body = worker_engines.body_of(network, state, torch.device("cpu"), torch.float32)
+        body = worker_engines.body_of(whole.network, whole.state, torch.device("cpu"), torch.float32)
         calibrated_on, _ = sample_frames(trained_on, decoders, CALIBRATION_PICTURES)
-        ranges = int8.calibrate(body, calibrated_on, preprocessing) if len(calibrated_on) else {}
+        ranges = int8.calibrate(body, calibrated_on, whole.preprocessing) if len(calibrated_on) else {}
     pictures, frames = known.pictures, known.frames
     if pictures is None or len(frames) < min(CHECK_PICTURES, len(tested_on)):
         frames, labels = sample_frames(tested_on, decoders, CHECK_PICTURES)
@@ -86,7 +93,7 @@ def prepare(
         pictures = store.add_check_pictures(check_pictures.encode(frames, labels))
     compared = {torch.device("cpu"), device}  # no other: a worker may need the memory of a GPU that we were not given
     checks = {
-        f"{device.type}-bf16": check_bf16(network, state, frames, preprocessing, temperature, device)
+        f"{device.type}-bf16": check_bf16(whole, frames, device)
         for device in sorted(filter(devices.native_bf16, compared), key=str)
     }
     return ForEngines(checks, ranges, pictures)
@@ -111,24 +118,15 @@ def known_from(store: WeightsStore, champion: str | None, base: BaseRef, preproc
         return Known(ranges, None, NOTHING.frames)
 
 
-def check_bf16(
-    network: Network,
-    state: Mapping[str, Tensor],
-    frames: Frames,
-    preprocessing: Preprocessing,
-    temperature: float,
-    device: torch.device,
-) -> EngineCheck:
-    """Compare bfloat16 with float32 on `device` for uint8 frames [N, H, W, 3], one a picture, as the worker runs them.
-
-    `state` is the whole network's state dict, head included.
-    """
-    head = worker_engines.head_of(network, state, temperature, device)
+def check_bf16(whole: Whole, frames: Frames, device: torch.device) -> EngineCheck:
+    """Compare bfloat16 with float32 on `device` for uint8 frames [N, H, W, 3], one a picture, as the worker runs
+    them."""
+    head = worker_engines.head_of(whole.network, whole.state, whole.temperature, device)
 
     @torch.inference_mode()
     def probabilities(precision: str) -> DoubleArray:
-        dtype = worker_engines.DTYPES[precision]
-        engine = EagerEngine(worker_engines.body_of(network, state, device, dtype), device, precision, preprocessing)
+        body = worker_engines.body_of(whole.network, whole.state, device, worker_engines.DTYPES[precision])
+        engine = EagerEngine(body, device, precision, whole.preprocessing)
         parts = [frames[start : start + BATCH_FRAMES] for start in range(0, len(frames), BATCH_FRAMES)]
         return np.concatenate([head.probabilities(engine.features(part)).cpu().double().numpy() for part in parts])
 

@@ -8,9 +8,9 @@ before everything that can fail for want of data has succeeded.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,19 +26,45 @@ from trainer.evaluate import count, decisive, log_loss
 from trainer.features import computer
 from trainer.frozen import FrozenPart
 from trainer.outcomes import FILE as OUTCOMES_FILE
-from trainer.plan import Plan, asked_of, base_of, preprocessing_of
+from trainer.plan import Plan, Start, start_from
 from trainer.prepare import FeatureParts, Parts
 from trainer.progress import Reporter
 from trainer.recipes import FittedHead
 from trainer.report import FILE as REPORT_FILE
 from trainer.shapley import Head
 from trainer.tables import Tables
+from worker.decode import DecoderPool
 from worker.model import devices
-from worker.model import network as networks
 from worker.model.manifest import Manifest, ManifestDraft, identity
 from worker.model.network import Network
 from worker.model.tensors import state_dict, tensors_digest
 from worker.model.weights import WeightsStore
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Calibration, the manifest's metrics, and of the test pictures probabilities [pictures, 3] and head input."""
+
+    calibration: Calibration
+    metrics: dict[str, Any]
+    test_probabilities: DoubleArray
+    test_head_input: FloatArray
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all steps of one run share."""
+
+    start: Start
+    store: WeightsStore
+    frozen: FrozenPart
+    decoders: DecoderPool
+    reporter: Reporter
+
+    @property
+    def plan(self) -> Plan:
+        """What is asked for, with nothing left open."""
+        return self.start.plan
 
 
 def fit(
@@ -53,64 +79,89 @@ def fit(
     started_s = time.monotonic()
     device = devices.choose(plan.device)
     with nullcontext() if locked else release.one_run(store):
-        parent = store.in_service()  # read first: a damaged store is found out before the work, not after it
+        champion = store.in_service()  # read first: a damaged store is found out before the work, not after it
         parts = parts or prepare.gather(plan.train, plan.test, reporter)
-        network = networks.get(plan.network)
-        base, source, kept = base_of(plan, store, parent, network, reporter)
-        plan = replace(plan, asked=asked_of(plan, store, parent, reporter))
-        preprocessing = preprocessing_of(plan, store, parent)
-        frozen = FrozenPart(network, base, preprocessing, device, Tables(plan.cache))
-        with open_cache(plan, frozen, reporter) as cache, decoder_pool(preprocessing) as decoders:
+        start = start_from(plan, store, champion, reporter)
+        frozen = FrozenPart(start.network, start.base, start.preprocessing, device, Tables(plan.cache))
+        with open_cache(plan, frozen, reporter) as cache, decoder_pool(start.preprocessing) as decoders:
+            run = Run(start, store, frozen, decoders, reporter)
             features = prepare.compute_all(parts, computer(frozen, decoders, reporter, cache), reporter)
-            head = fit_head(plan, frozen, features, reporter)
-            judged = judge(plan, frozen, head, features)
+            head = fit_head(run.plan, frozen, features, reporter)
+            judged = judge(run.plan, frozen, head, features)
             reporter.say(judged.calibration.explanation)
-            delta = _delta(network, head)
-            base_ref = kept or store.add_base(base, source)
-            for_engines = engines.prepare(
-                network,
-                state_dict(base, delta),
-                features.fitted_on.pictures,
-                [*features.test.pictures, *features.held_out.pictures],
-                decoders,
-                preprocessing,
-                judged.calibration.temperature,
-                store,
-                engines.known_from(store, parent, base_ref, preprocessing),
-                device,
-            )
-            draft = ManifestDraft(
-                network=plan.network,
-                preprocessing=preprocessing.to_json(),
-                base=base_ref,
-                temperature=judged.calibration.temperature,
-                ban_threshold=judged.calibration.ban_threshold,
-                ban_threshold_proven=judged.calibration.ban_threshold_proven,
-                review_threshold=judged.calibration.review_threshold,
-                metrics=judged.metrics,
-                parent=parent,
-                data=prepare.describe(features),
-                provenance=_provenance(plan, source, head, judged.calibration, device, time.monotonic() - started_s),
-                engines=for_engines.checks,
-                activation_ranges=for_engines.ranges,
-                check_pictures=for_engines.pictures,
-            )
-            champion = assess.champion_on(store, draft, judged.test_head_input, features.test)
-            outcomes = assess.outcomes_of(draft, features.test, judged.test_probabilities, champion)
+            delta = _delta(start.network, head)
+            draft = _draft(run, features, head, delta, judged, started_s)
             version_id = identity(draft, tensors_digest(delta))
-            after = Head(version_id, head, draft.temperature)
-            explained = explain.of_test_pictures(
-                draft, base, after, features, outcomes, plan.explained, device, decoders, reporter
-            )
-            panels = maps.panels(explained)
-            page = assess.report_of(version_id, draft, store, features, outcomes, champion, decoders, panels)
-        files = {OUTCOMES_FILE: outcomes.to_json(), REPORT_FILE: page}
-        done = "Judged again, its training pictures being the same," if version_id in store.versions() else "Published"
-        _note_refit(store, version_id, draft, plan.by, reporter)
-        manifest = store.publish(draft, delta, files)
-        role = release.take_its_place(store, manifest.id, by=plan.by)
-    accuracy = manifest.metrics["test"]["accuracy"]
-    reporter.say(f"{done} {manifest.id} as {role}: test accuracy {accuracy:.3f}.")
+            files = _files(run, version_id, draft, features, head, judged)
+        return _publish(run, version_id, draft, delta, files)
+
+
+def _draft(
+    run: Run,
+    features: FeatureParts,
+    head: FittedHead,
+    delta: Mapping[str, Tensor],
+    judged: Judgement,
+    started_s: float,
+) -> ManifestDraft:
+    """The manifest, and in the store what it names: the base, and the pictures that engines are compared on."""
+    start, store, device, calibration = run.start, run.store, run.frozen.device, judged.calibration
+    base = start.kept or store.add_base(start.base, start.source)
+    whole = engines.Whole(start.network, state_dict(start.base, delta), start.preprocessing, calibration.temperature)
+    tested_on = [*features.test.pictures, *features.held_out.pictures]
+    known = engines.known_from(store, start.champion, base, start.preprocessing)
+    made = engines.prepare(whole, features.fitted_on.pictures, tested_on, run.decoders, store, known, device)
+    return ManifestDraft(
+        network=start.network.name,
+        preprocessing=start.preprocessing.to_json(),
+        base=base,
+        temperature=calibration.temperature,
+        ban_threshold=calibration.ban_threshold,
+        ban_threshold_proven=calibration.ban_threshold_proven,
+        review_threshold=calibration.review_threshold,
+        metrics=judged.metrics,
+        parent=start.champion,
+        data=prepare.describe(features),
+        provenance=_provenance(start, head, calibration, device, time.monotonic() - started_s),
+        engines=made.checks,
+        activation_ranges=made.ranges,
+        check_pictures=made.pictures,
+    )
+
+
+def _files(
+    run: Run, version_id: str, draft: ManifestDraft, features: FeatureParts, head: FittedHead, judged: Judgement
+) -> dict[str, bytes]:
+    """What lies beside the manifest: what became of each test picture, and the report."""
+    store, decoders = run.store, run.decoders
+    champion = assess.champion_on(store, draft, judged.test_head_input, features.test)
+    outcomes = assess.outcomes_of(draft, features.test, judged.test_probabilities, champion)
+    explained = explain.of_test_pictures(
+        draft,
+        run.start.base,
+        Head(version_id, head, draft.temperature),
+        features,
+        outcomes,
+        run.plan.explained,
+        run.frozen.device,
+        decoders,
+        run.reporter,
+    )
+    panels = maps.panels(explained)
+    page = assess.report_of(version_id, draft, store, features, outcomes, champion, decoders, panels)
+    return {OUTCOMES_FILE: outcomes.to_json(), REPORT_FILE: page}
+
+
+def _publish(
+    run: Run, version_id: str, draft: ManifestDraft, delta: Mapping[str, Tensor], files: Mapping[str, bytes]
+) -> Manifest:
+    """Into the store, and to its place there."""
+    store, by = run.store, run.plan.by
+    done = "Judged again, its training pictures being the same," if version_id in store.versions() else "Published"
+    _note_refit(store, version_id, draft, by, run.reporter)
+    manifest = store.publish(draft, delta, files)
+    role = release.take_its_place(store, manifest.id, by=by)
+    run.reporter.say(f"{done} {manifest.id} as {role}: test accuracy {manifest.metrics['test']['accuracy']:.3f}.")
     return manifest
 
 
@@ -150,16 +201,6 @@ def fit_head(plan: Plan, frozen: FrozenPart, features: FeatureParts, reporter: R
     return recipes.fit_default(head_input, fitted_on.labels, recipes.SEED, reporter, frozen.tables)
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """Calibration, the manifest's metrics, and of the test pictures probabilities [pictures, 3] and head input."""
-
-    calibration: Calibration
-    metrics: dict[str, Any]
-    test_probabilities: DoubleArray
-    test_head_input: FloatArray
-
-
 def judge(plan: Plan, frozen: FrozenPart, head: FittedHead, features: FeatureParts) -> Judgement:
     """Calibrate on the held-out part for what `plan.asked` says, then report on it and on the test part."""
     held_out, test = features.held_out, features.test
@@ -189,8 +230,9 @@ def _delta(network: Network, head: FittedHead) -> dict[str, Tensor]:
 
 
 def _provenance(
-    plan: Plan, source: str, head: FittedHead, calibration: Calibration, device: torch.device, seconds: float
+    start: Start, head: FittedHead, calibration: Calibration, device: torch.device, seconds: float
 ) -> dict[str, Any]:
+    plan = start.plan
     return {
         "created_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "by": plan.by,
@@ -199,7 +241,7 @@ def _provenance(
         "seed": recipes.SEED,
         "hyperparameters": head.hyperparameters,
         "calibration": calibration.explanation,
-        "base_source": source,
+        "base_source": start.source,
         "torch": torch.__version__,
         "device": device.type,
         "seconds": round(seconds, 1),

@@ -1,12 +1,13 @@
 """What a training run is asked for, and what it starts from where a champion is in service already.
 
-    plan, champion ─► base, preprocessing, what thresholds are fitted for
+    plan, champion ─► start: base, preprocessing, what thresholds are fitted for
 
 What the plan leaves open is the champion's, so that a schedule which names nothing goes on with what a person chose.
 Knows nothing of pictures, features or publishing.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from trainer.bases import CHAMPION, load_base, warn_of_trial
 from trainer.cache import MAX_BYTES
 from trainer.progress import Reporter
 from worker.errors import UsageError, WeightsError
+from worker.model import network as networks
 from worker.model.manifest import BaseRef
 from worker.model.network import Network
 from worker.model.preprocessing import Preprocessing
@@ -60,7 +62,29 @@ class Plan:
             calibrate.check_ban_threshold(self.ban_threshold)
 
 
-def base_of(
+@dataclass(frozen=True)
+class Start:
+    """What a run goes out from. `plan` leaves nothing open; `champion` is the id of the version in service; `source`
+    says where the `base` comes from, and `kept` what the store has of it already."""
+
+    plan: Plan
+    champion: str | None
+    network: Network
+    base: Mapping[str, Tensor]
+    source: str
+    kept: BaseRef | None
+    preprocessing: Preprocessing
+
+
+def start_from(plan: Plan, store: WeightsStore, champion: str | None, reporter: Reporter) -> Start:
+    """What `plan` names, and where it names nothing what the champion has, if there is one."""
+    network = networks.get(plan.network)
+    base, source, kept = _base_of(plan, store, champion, network, reporter)
+    plan = replace(plan, asked=_asked_of(plan, store, champion, reporter))
+    return Start(plan, champion, network, base, source, kept, _preprocessing_of(plan, store, champion))
+
+
+def _base_of(
     plan: Plan, store: WeightsStore, champion: str | None, network: Network, reporter: Reporter
 ) -> tuple[dict[str, Tensor], str, BaseRef | None]:
     """The tensors to start from, where they come from, and what the store has of them already."""
@@ -77,7 +101,7 @@ def base_of(
     return tensors, manifest.base.source, manifest.base
 
 
-def preprocessing_of(plan: Plan, store: WeightsStore, champion: str | None) -> Preprocessing:
+def _preprocessing_of(plan: Plan, store: WeightsStore, champion: str | None) -> Preprocessing:
     """As `Plan.preprocessing` says: running workers refuse a version that prepares pictures in another way than the
     one in service, and the gate can then pair its verdicts with the champion's of that time only."""
     if champion is None or plan.preprocessing == "default":
@@ -87,7 +111,7 @@ def preprocessing_of(plan: Plan, store: WeightsStore, champion: str | None) -> P
     return Preprocessing.from_json(manifest.preprocessing) if same_network else Preprocessing()
 
 
-def asked_of(plan: Plan, store: WeightsStore, champion: str | None, reporter: Reporter) -> Asked:
+def _asked_of(plan: Plan, store: WeightsStore, champion: str | None, reporter: Reporter) -> Asked:
     """What thresholds are fitted for: as planned, else as the champion's were, where it is of this network."""
     manifest = None if champion is None else store.manifest(champion)
     if manifest is not None and manifest.network != plan.network:

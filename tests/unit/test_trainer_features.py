@@ -52,6 +52,10 @@ def part(base: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> Froz
     return FrozenPart(SMALL, base, Preprocessing(), torch.device("cpu"))
 
 
+def whole(base: dict[str, torch.Tensor], head: dict[str, torch.Tensor]) -> engines.Whole:
+    return engines.Whole(SMALL, state_dict(base, head), Preprocessing(), 1.0)
+
+
 @pytest.fixture(scope="module")
 def decoders() -> Iterator[DecoderPool]:
     limits = {"processes": 1, "timeout_s": 20.0, "memory_bytes": 2**30}
@@ -186,7 +190,7 @@ def test_bfloat16_is_compared_with_float32_on_the_whole_network(base: dict[str, 
     """Forced here whatever the processor: clear pictures keep their label, and 120 pictures are enough."""
     frames = np.random.default_rng(0).integers(0, 256, (120, 32, 32, 3), np.uint8)
     head = {"1.5.weight": torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), "1.5.bias": torch.zeros(3)}
-    check = engines.check_bf16(SMALL, state_dict(base, head), frames, Preprocessing(), 1.0, torch.device("cpu"))
+    check = engines.check_bf16(whole(base, head), frames, torch.device("cpu"))
     assert check.pictures == 120
     assert check.passed == (check.flips == 0)
     assert check.clear_pictures > 0
@@ -202,7 +206,7 @@ def test_bfloat16_that_changes_clear_labels_does_not_pass(base: dict[str, torch.
         "1.5.weight": torch.tensor(weight, dtype=torch.float32),
         "1.5.bias": torch.tensor(-weight @ inputs.mean(axis=0), dtype=torch.float32),
     }
-    check = engines.check_bf16(SMALL, state_dict(base, head), frames, Preprocessing(), 1.0, torch.device("cpu"))
+    check = engines.check_bf16(whole(base, head), frames, torch.device("cpu"))
     assert check.flips > 0
     assert not check.passed
 
@@ -222,12 +226,10 @@ def test_a_version_names_what_faster_engines_need(
     store = WeightsStore(tmp_path / "weights")
     pictures = [write(tmp_path / f"{i}.png", still(20 * i), label=i // 4) for i in range(12)]
     head = {"1.5.weight": torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), "1.5.bias": torch.zeros(3)}
-    whole = state_dict(base, head)
-
     cpu = torch.device("cpu")
 
     def prepare(tested_on: list[Picture], known: engines.Known = engines.NOTHING) -> engines.ForEngines:
-        return engines.prepare(SMALL, whole, pictures, tested_on, decoders, Preprocessing(), 1.0, store, known, cpu)
+        return engines.prepare(whole(base, head), pictures, tested_on, decoders, store, known, cpu)
 
     made = prepare(pictures[::2])
     assert {"input", "0.0", "1", "4"} <= made.ranges.keys()
