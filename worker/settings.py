@@ -1,12 +1,13 @@
 """All settings of the serving side, from `MODERATION_*` variables and a `.env` file.
 
-Read once, in `app` and `cli`; everything else is handed what it needs. Knows no torch, Celery or Redis.
+Names and defaults that others rely on are CONTRACT; the rest are knobs. Units are in the names. Read once, in `app` and
+`cli`; everything else is handed what it needs. Knows no torch, Celery or Redis.
 """
 
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -23,18 +24,14 @@ INTAKE_MAX = 1_000_000
 TASK_IDS_MAX = 256
 DECODE_MAX_PIXELS = 89_478_485  # as many as Pillow reads without its warning of a decompression bomb
 
+Read = TypeVar("Read", bound=BaseSettings)
 
-class Settings(BaseSettings):
-    """Names and defaults that others rely on are CONTRACT; the rest are knobs. Units are in the names."""
+
+class Shared(BaseSettings):
+    """What workers and the trainer read alike: where pictures and weights are, and on what to compute."""
 
     model_config = SettingsConfigDict(env_prefix="MODERATION_", env_file=".env", extra="ignore", frozen=True)
 
-    redis_url: str = Field(
-        "redis://127.0.0.1:6379/0",
-        description="Redis 7 or newer, or Valkey: broker, intake, verdicts. `rediss://` for TLS. With "
-        "`MODERATION_SENTINEL_MASTER` set, the host part lists the Sentinels: `redis://host1:26379,host2:26379/0`.",
-    )
-    sentinel_master: str | None = Field(None, description="name of the master that the Sentinels watch")
     content_url: str = Field(
         "file:///var/lib/moderation/content/{content_id}",
         description="where an ID's bytes live: an fsspec URL with `{content_id}` in it",
@@ -45,11 +42,29 @@ class Settings(BaseSettings):
     content_max_bytes: int = Field(20 * 2**20, ge=1, le=2**30, description="a larger picture is undecided, `too_large`")
     fetch_timeout_s: PositiveSeconds = Field(10.0, description="one attempt to fetch a picture over a network")
     fetch_threads: int = Field(16, ge=1, le=1024, description="pictures fetched at the same time")
+    weights_dir: Path = Field(Path("weights"), description="the weights store")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: CUDA where there is a device")
+
+    @field_validator("content_url")
+    @classmethod
+    def _has_place_for_the_id(cls, url: str) -> str:
+        if url.count("{content_id}") != 1 or "://" not in url:
+            raise ValueError("must be a URL with {content_id} in it once, such as file:///srv/content/{content_id}")
+        return url
+
+
+class Settings(Shared):
+    """The serving side's."""
+
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0",
+        description="Redis 7 or newer, or Valkey: broker, intake, verdicts. `rediss://` for TLS. With "
+        "`MODERATION_SENTINEL_MASTER` set, the host part lists the Sentinels: `redis://host1:26379,host2:26379/0`.",
+    )
+    sentinel_master: str | None = Field(None, description="name of the master that the Sentinels watch")
     not_found_retry_s: Seconds = Field(30.0, description="how long a missing picture is looked for again")
     fetch_failed_retry_s: Seconds = Field(3600.0, description="how long a broken content store is tried again")
 
-    weights_dir: Path = Field(Path("weights"), description="the weights store")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: CUDA where there is a device")
     precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto",
         description="`auto` takes the fastest that was checked against fp32; `int8` is for the CPU, `bf16` for a "
@@ -110,13 +125,6 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="what is logged")
     log_format: Literal["text", "json"] = Field("text", description="`json`: a JSON object a line, for a log store")
 
-    @field_validator("content_url")
-    @classmethod
-    def _has_place_for_the_id(cls, url: str) -> str:
-        if url.count("{content_id}") != 1 or "://" not in url:
-            raise ValueError("must be a URL with {content_id} in it once, such as file:///srv/content/{content_id}")
-        return url
-
     @field_validator("intake_max")
     @classmethod
     def _takes_a_whole_task(cls, most: int) -> int:
@@ -166,9 +174,14 @@ class Settings(BaseSettings):
 
 
 def load(**overrides: Any) -> Settings:
-    """Reads the settings; raises UsageError with one sentence that names the variable at fault."""
+    """Reads the serving side's settings; raises as `read`."""
+    return read(Settings, **overrides)
+
+
+def read(kind: type[Read], **overrides: Any) -> Read:
+    """Reads settings of one side; raises UsageError with one sentence that names the variable at fault."""
     try:
-        return Settings(**overrides)
+        return kind(**overrides)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = f"MODERATION_{str(first['loc'][0]).upper()}: " if first["loc"] else ""
