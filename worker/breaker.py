@@ -101,7 +101,7 @@ def close(client: redis.Redis, *, apply: bool, verdict_ttl_s: int) -> Closed | N
 
 def _release_all(client: redis.Redis, verdict_ttl_s: int) -> list[bytes]:
     """Applies what is withheld now; more may follow while it works."""
-    script = client.register_script(bus.script("verdicts", "release"))
+    script = client.register_script(bus.script("release"))
     outcomes: list[bytes] = []
     cursor = 0
     while True:

@@ -158,10 +158,22 @@ def grouped(client: redis.Redis, streams: Iterable[str], command: Callable[[], A
 
 
 @cache
-def script(*names: str) -> str:
-    """The text of Lua scripts shipped with the package, one after the other; each lists the keys it touches."""
-    folder = files("worker") / "lua"
-    return "".join((folder / f"{name}.lua").read_text(encoding="utf-8") for name in names)
+def script(name: str) -> str:
+    """The text of a Lua script shipped with the package, after those that it says it follows, for their functions.
+
+    Each lists the keys it touches.
+    """
+    return "".join(_lua(part) for part in _in_order(name))
+
+
+def _in_order(name: str) -> list[str]:
+    follows = re.search(r"^-- .*\bFollows ([a-z, ]+)\.$", _lua(name), re.MULTILINE)
+    before = [part for other in (follows[1].split(", ") if follows else ()) for part in _in_order(other)]
+    return list(dict.fromkeys([*before, name]))  # each once
+
+
+def _lua(name: str) -> str:
+    return (files("worker") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
 
 
 def now_ms(client: redis.Redis) -> int:

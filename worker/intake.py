@@ -49,8 +49,8 @@ class Intake:
         self._looks = itertools.count()
         # Redis's clock and this process's at one moment; its own until Redis has been asked, which is before any work.
         self._clock = int(time.time() * 1000), time.monotonic()
-        self._drop = client.register_script(bus.script("entries", "drop"))
-        self._postpone = client.register_script(bus.script("entries", "postpone"))
+        self._drop = client.register_script(bus.script("drop"))
+        self._postpone = client.register_script(bus.script("postpone"))
         self._due = client.register_script(bus.script("due"))
         self._bury = client.register_script(bus.script("bury"))
         self._prune = client.register_script(bus.script("prune"))

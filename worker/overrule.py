@@ -41,7 +41,7 @@ class Overruler:
     def __init__(self, client: redis.Redis, verdict_ttl_s: int) -> None:
         self._redis = client
         self._ttl_s = verdict_ttl_s
-        self._correct = client.register_script(bus.script("verdicts", "correct"))
+        self._correct = client.register_script(bus.script("correct"))
         self._reread_at = 0.0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="overruler", daemon=True)

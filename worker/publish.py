@@ -96,7 +96,7 @@ class Publisher:
         self._ttl_s = verdict_ttl_s
         self._quota = quota or Quota()
         self._review_placement = review_placement
-        self._script = client.register_script(bus.script("verdicts", "entries", "publish"))
+        self._script = client.register_script(bus.script("publish"))
 
     def publish(self, outcomes: Sequence[Outcome]) -> list[Published | ModerationError]:
         """Publishes together; for each outcome what became of it, or why the server refused it.

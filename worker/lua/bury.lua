@@ -1,4 +1,5 @@
 -- Moves an entry that can never be judged from the intake to the dead letters.
+-- Follows clock, entries.
 --
 -- KEYS  1 the stream the entry is in   2 moderation:dead-letter
 -- ARGV  1 group  2 entry id  3 content_id as far as it can be told  4 reason  5 detail  6 rescan 0/1  7 enqueued, ms
@@ -7,10 +8,8 @@
 if #redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2]) == 0 then
   return 0
 end
-local time = redis.call('TIME')
-redis.call('XADD', KEYS[2], '*', 'content_id', ARGV[3], 'reason', ARGV[4], 'detail', ARGV[5],
-  'stream', KEYS[1], 'rescan', ARGV[6], 'enqueued_ms', ARGV[7],
-  'failed_ms', string.format('%.0f', tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)))
-redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
-redis.call('XDEL', KEYS[1], ARGV[2])
+give_up(KEYS[2], KEYS[1], {
+  content_id = ARGV[3], dead_reason = ARGV[4], dead_detail = ARGV[5], rescan = ARGV[6], enqueued_ms = ARGV[7],
+}, clock())
+leave(KEYS[1], ARGV[1], ARGV[2])
 return 1

@@ -1,4 +1,5 @@
--- Puts a person's decision into force, once, in one atomic step. Follows verdicts.lua.
+-- Puts a person's decision into force, once, in one atomic step.
+-- Follows verdicts.
 --
 -- KEYS  1 moderation:corrections               acknowledged here; the entry stays, for the trainer
 --       2 moderation:verdict:{content_id}      3 moderation:verdicts

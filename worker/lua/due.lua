@@ -1,4 +1,5 @@
 -- Puts what is due for its next attempt back into the intake, uploads before backfill.
+-- Follows clock.
 --
 -- KEYS  1 moderation:retry   2 moderation:uploads   3 moderation:backfill
 -- ARGV  1 how many of each at most, and of both  2 the longest pause there is, in ms
@@ -12,8 +13,7 @@
 local RETRY, UPLOADS, BACKFILL = unpack(KEYS)
 local MOST, LONGEST_PAUSE_MS, MORE, LOOK, REFUSED_MS = unpack(ARGV)
 MOST, MORE = tonumber(MOST), tonumber(MORE)
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local now = clock()
 
 local first, last = '-inf', string.format('%.0f', now)
 local number = redis.call('ZCOUNT', RETRY, first, last)

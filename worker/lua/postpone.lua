@@ -1,4 +1,5 @@
--- Takes an entry out of the intake and keeps it for its next attempt. Follows entries.lua.
+-- Takes an entry out of the intake and keeps it for its next attempt.
+-- Follows clock, entries.
 --
 -- KEYS  1 the stream the entry is in   2 moderation:retry, a sorted set by due time in ms
 --       3 moderation:alone:{stream}:{entry}   the marks of an entry judged alone; the member says how many
@@ -8,10 +9,7 @@
 if not is_about(KEYS[1], ARGV[2], ARGV[5]) then
   return 0
 end
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[4])
+redis.call('ZADD', KEYS[2], clock() + tonumber(ARGV[3]), ARGV[4])
 redis.call('DEL', KEYS[3])
-redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
-redis.call('XDEL', KEYS[1], ARGV[2])
+leave(KEYS[1], ARGV[1], ARGV[2])
 return 1

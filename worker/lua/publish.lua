@@ -1,6 +1,6 @@
--- Publishes outcomes and takes their entries out of the intake, each of them in one atomic step. Follows verdicts.lua and
--- entries.lua.
+-- Publishes outcomes and takes their entries out of the intake, each of them in one atomic step.
 -- Many in one call: what they share is sent once. One that fails leaves the others alone, and its error in its place.
+-- Follows verdicts, entries.
 --
 -- KEYS  1 moderation:verdicts                  one entry per effective verdict, trimmed to the TTL
 --       2 moderation:dead-letter               written only where a reason is named

@@ -1,4 +1,5 @@
--- Lets one withheld ban take effect after all. Follows verdicts.lua.
+-- Lets one withheld ban take effect after all.
+-- Follows verdicts.
 --
 -- KEYS  1 moderation:withheld   2 moderation:verdict:{content_id}   3 moderation:verdicts
 --       4 moderation:overrides  5 moderation:known                  people's decisions stand
