@@ -33,30 +33,49 @@ local GROUP, TTL_S = ARGV[1], ARGV[2]
 local WINDOW_S = ARGV[6]
 local NOW = clock() -- stands still while a script runs
 
-local function forget_other_slices(window, newest)
-  -- Those before the window, and those after now: they are from before the clock was set back, and would count until
-  -- it is there again, so that bans that follow would be a small share of what is remembered.
-  local fields = redis.call('HGETALL', window)
+local function slice()
+  return math.floor(NOW / 1000 * SLICES / tonumber(WINDOW_S))
+end
+
+local function turn_window()
+  -- Forgets, once in a slice, those before the window, and those after now: they are from before the clock was set
+  -- back, and would count until it is there again, so that bans that follow would be a small share of what is
+  -- remembered.
+  local newest = slice()
+  if redis.call('HGET', WINDOW, 'newest') == tostring(newest) then
+    return
+  end
+  local fields = redis.call('HGETALL', WINDOW)
   for i = 1, #fields, 2 do
-    local kind, slice = string.match(fields[i], '^(%a+):(%d+)$')
-    if slice and (tonumber(slice) <= newest - SLICES or tonumber(slice) > newest) then
-      redis.call('HINCRBY', window, kind, -tonumber(fields[i + 1]))
-      redis.call('HDEL', window, fields[i])
+    local kind, number = string.match(fields[i], '^(%a+):(%d+)$')
+    if number and (tonumber(number) <= newest - SLICES or tonumber(number) > newest) then
+      redis.call('HINCRBY', WINDOW, kind, -tonumber(fields[i + 1]))
+      redis.call('HDEL', WINDOW, fields[i])
     end
   end
+  redis.call('HSET', WINDOW, 'newest', tostring(newest))
+  redis.call('EXPIRE', WINDOW, 2 * WINDOW_S)
 end
 
-local function count(window, kind, slice)
-  redis.call('HINCRBY', window, kind, 1)
-  redis.call('HINCRBY', window, kind .. ':' .. slice, 1)
+local function count(kind)
+  redis.call('HINCRBY', WINDOW, kind, 1)
+  redis.call('HINCRBY', WINDOW, kind .. ':' .. slice(), 1)
 end
 
-local function quota_reached(window)
-  -- Whether one more ban would be above the quota.
-  local decided = 1 + (tonumber(redis.call('HGET', window, 'decided') or '0'))
-  local bans = 1 + (tonumber(redis.call('HGET', window, 'bans') or '0'))
+local function breaker()
+  -- What becomes of one more ban: 'withheld' while the breaker is open, 'opened' where this one is above the quota and
+  -- opens it, else nil.
+  if redis.call('HEXISTS', WITHHELD, '#opened') == 1 then
+    return 'withheld'
+  end
+  local decided = 1 + (tonumber(redis.call('HGET', WINDOW, 'decided') or '0'))
+  local bans = 1 + (tonumber(redis.call('HGET', WINDOW, 'bans') or '0'))
   local share, least, most = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-  return (decided >= least and bans > share * decided) or (most > 0 and bans > most), decided, bans
+  if (decided >= least and bans > share * decided) or (most > 0 and bans > most) then
+    redis.call('HSET', WITHHELD, '#opened', cjson.encode({at = iso(NOW), bans = bans, decided = decided}))
+    return 'opened'
+  end
+  return nil
 end
 
 local function asked_before(answered, v)
@@ -87,6 +106,17 @@ local function of_other_bytes(outcome, standing, v)
     and v.digest ~= '' and v.digest ~= standing.content_sha256 and not v.late
 end
 
+local function withhold(verdict, standing, v)
+  -- Publishes in place of a ban what a person is to look at, and keeps the ban until the breaker is closed. Returns when
+  -- it was decided, and 'unchanged' where it is what stands already.
+  local ban = v.document
+  v.document, v.flags, v.placement = v.instead, '0:1', v.instead_placement
+  local agrees = already(standing, v)
+  local now = agrees and NOW or take_effect(verdict, VERDICTS, TTL_S, NOW, standing, v)
+  redis.call('HSET', WITHHELD, v.content_id, (agrees and standing.decided_at or iso(now)) .. ' ' .. ban)
+  return now, agrees
+end
+
 local function publish(stream, verdict, alone, answered, v)
   -- Nothing is removed before everything that can fail has been done: a script is atomic, but not rolled back.
   if not is_about(stream, v.entry, v.content_id) then
@@ -98,68 +128,46 @@ local function publish(stream, verdict, alone, answered, v)
   end
 
   v.late = asked_before(answered, v)
-  local now = NOW
-  local model_says, withheld = v.document, false
-  local standing = standing_verdict(verdict)
+  local now, standing, withheld = NOW, standing_verdict(verdict), nil
   local outcome = already(standing, v)
-  local judged = not person and v.status == 'decided'
-  local slice = math.floor(now / 1000 * SLICES / tonumber(WINDOW_S))
-  if judged and outcome ~= 'duplicate' then
-    if redis.call('HGET', WINDOW, 'newest') ~= tostring(slice) then
-      forget_other_slices(WINDOW, slice)
-      redis.call('HSET', WINDOW, 'newest', tostring(slice))
-      redis.call('EXPIRE', WINDOW, 2 * WINDOW_S)
-    end
-    if not outcome and v.instead ~= '' then
-      local open = redis.call('HEXISTS', WITHHELD, '#opened') == 1
-      local reached, decided, bans = quota_reached(WINDOW)
-      if open or reached then
-        if not open then
-          redis.call('HSET', WITHHELD, '#opened', cjson.encode({at = iso(now), bans = bans, decided = decided}))
-        end
-        v.document, v.flags, v.placement = v.instead, '0:1', v.instead_placement
-        outcome = already(standing, v)
-        if not outcome then
-          now = take_effect(verdict, VERDICTS, TTL_S, now, standing, v)
-          outcome = open and 'withheld' or 'opened'
-        end
-        local decided_at = outcome == 'unchanged' and standing.decided_at or iso(now)
-        redis.call('HSET', WITHHELD, v.content_id, decided_at .. ' ' .. model_says)
-        withheld = true
-      end
-    end
+  local counts = not person and v.status == 'decided' and outcome ~= 'duplicate'
+  if counts then
+    turn_window()
+    withheld = not outcome and v.instead ~= '' and breaker() or nil
   end
-  if not outcome then
+  if withheld then
+    now, outcome = withhold(verdict, standing, v)
+    outcome = outcome or withheld
+  elseif not outcome then
     now = take_effect(verdict, VERDICTS, TTL_S, now, standing, v)
     outcome = 'published'
-  elseif of_other_bytes(outcome, standing, v) then
+  end
+  if of_other_bytes(outcome, standing, v) then
     -- Whoever looks at the picture now sees these, and a decision must not be kept for those before.
     redis.call('SET', verdict, finished(v.document, standing.decided_at, standing.supersedes), 'EX', TTL_S)
   elseif outcome == 'unchanged' then
     redis.call('EXPIRE', verdict, TTL_S)
   end
-  if judged and outcome ~= 'duplicate' then
+  if counts then
     -- Rescans that agree, too: what they change is nearly all bans where a version had overlooked some, and of changes
     -- alone they would be a share above any quota.
-    count(WINDOW, 'decided', slice)
+    count('decided')
     if outcome == 'published' and v.instead ~= '' then
-      count(WINDOW, 'bans', slice)
+      count('bans')
     end
   end
   if outcome ~= 'duplicate' and not withheld then
     redis.call('HDEL', WITHHELD, v.content_id) -- what was withheld before is settled by this
   end
   if v.dead_reason ~= '' then
-    redis.call('XADD', DEAD_LETTER, '*', 'content_id', v.content_id, 'reason', v.dead_reason, 'detail', v.dead_detail,
-      'stream', stream, 'rescan', v.rescan, 'enqueued_ms', v.enqueued_ms, 'failed_ms', string.format('%.0f', now))
+    give_up(DEAD_LETTER, stream, v, now)
   end
   if v.rescan == '1' and v.status == 'decided' and not v.late then
     -- No later than now, whatever date the entry bears: anyone may write one.
     redis.call('SET', answered, string.format('%.0f', math.min(tonumber(v.enqueued_ms), NOW)), 'EX', ANSWERED_S)
   end
   redis.call('DEL', alone)
-  redis.call('XACK', stream, GROUP, v.entry)
-  redis.call('XDEL', stream, v.entry)
+  leave(stream, GROUP, v.entry)
   return {outcome, now}
 end
 
