@@ -11,8 +11,11 @@ from torch import Tensor
 from tests.support import cuda_stand_in
 from tests.support.store import colour_store
 from worker.classifier import Classifier, OutOfDeviceMemoryError, _to_host
+from worker.errors import UsageError
+from worker.model import devices
 from worker.model.devices import NO_ROOM
 from worker.model.engine import Frames
+from worker.model.weights import WeightsStore
 
 BLANK = np.zeros((2, 224, 224, 3), np.uint8)
 CUDNN = "GET was unable to find an engine to execute this computation"
@@ -77,3 +80,15 @@ def test_waiting_for_scores_leaves_the_core_to_the_decoders(monkeypatch: pytest.
     host, wait = _to_host(given.as_subclass(OnCuda))
     wait()
     assert (host == given.numpy()).all()
+
+
+def test_settings_that_this_machine_cannot_serve_are_refused_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "native_bf16", lambda device: False)
+    store = WeightsStore(tmp_path)
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="MODERATION_DEVICE is cuda"):
+            Classifier(store, device="cuda", precision="auto")
+    with pytest.raises(UsageError, match="MODERATION_PRECISION is bf16"):
+        Classifier(store, device="cpu", precision="bf16")

@@ -41,3 +41,16 @@ def test_a_version_in_service_has_all_its_series_at_0() -> None:
     assert metrics.registry.get_sample_value(
         "moderation_decisions_total", {"label": "risked", "ban": "1", "weights": "v2"}
     ) == 0  # fmt: skip
+
+
+def test_fallbacks_and_the_engine_in_service_are_metrics() -> None:
+    metrics = Metrics()
+    metrics.serving("tiny-0", "cpu-fp32", None)
+    metrics.engine_fallbacks.labels("cpu-bf16", "not_native").inc()
+    metrics.engine("tiny-0", "cpu-int8")
+    value = metrics.registry.get_sample_value
+    assert value("moderation_engine_fallbacks_total", {"engine": "cpu-bf16", "reason": "not_native"}) == 1
+    info = {"role": "champion", "weights": "tiny-0"}
+    assert value("moderation_weights_info", {**info, "engine": "cpu-int8"}) == 1
+    assert value("moderation_weights_info", {**info, "engine": "cpu-fp32"}) is None
+    assert value("moderation_weights_loads_total", {"outcome": "loaded"}) == 1
