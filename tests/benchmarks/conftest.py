@@ -4,7 +4,8 @@ chart beside it."""
 import json
 import os
 import platform
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,15 @@ def record(request: pytest.FixtureRequest) -> Record:
         write(figures)  # each time: a run that is ended before its end keeps what it measured
 
     return add
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder on a disk, not in memory, for caches and stores; removed afterwards."""
+    made = Path("build") / f"bench-{os.getpid()}"
+    made.mkdir(parents=True)
+    yield made
+    shutil.rmtree(made)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -6,12 +6,10 @@ the truth; the base is random, which is the worst case.
 
 import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,15 +18,6 @@ from sklearn.metrics import adjusted_rand_score
 from tests.benchmarks.conftest import Record
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder on a disk; removed afterwards."""
-    made = Path("build") / f"bench-{os.getpid()}"
-    made.mkdir(parents=True)
-    yield made
-    shutil.rmtree(made)
 
 
 def hidden(standin: Path, into: Path) -> dict[str, str]:

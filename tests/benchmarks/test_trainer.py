@@ -8,10 +8,7 @@ That both ways end in the same tensors, dropout included, is shown to the last d
 
 import hashlib
 import io
-import os
-import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,15 +91,6 @@ def small(base: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> 
     train = photographs(root / "train", SMALL_TRAIN, 1)
     validation = photographs(root / "validation", SMALL_VALIDATION, 2)
     return Small(train, validation, plain_loop.run(base, train, validation, EPOCHS))
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder on a disk, not in memory, for caches and stores; removed afterwards."""
-    made = Path("build") / f"bench-{os.getpid()}"
-    made.mkdir(parents=True)
-    yield made
-    shutil.rmtree(made)
 
 
 def quiet() -> Reporter:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.evil import Evil
 from tests.support.place import Place
 from tests.support.store import publish_colours
 from tests.support.waiting import wait_until
@@ -53,16 +54,6 @@ def other_preprocessing(folder: Path) -> None:
 
 def a_threshold_lowered(folder: Path) -> None:
     rewrite(folder, ban_threshold=0.01)
-
-
-class Evil:
-    """Unpickled, it would leave a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
-        return (Path.touch, (self.path,))
 
 
 def a_pickle_in_disguise(folder: Path) -> None:

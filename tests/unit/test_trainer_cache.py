@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
+from tests.support.fitting import SMALL
 from trainer import features
 from trainer.arrays import FloatArray, Frames
 from trainer.bases import random_base
@@ -28,16 +28,7 @@ from trainer.shards import Entry, pack
 from trainer.tables import Tables
 from worker.decode import DecoderPool
 from worker.model.files import ABANDONED_S
-from worker.model.network import Network
 from worker.model.preprocessing import DecodeLimits, Preprocessing
-
-
-def build() -> nn.Module:
-    tail = nn.Sequential(nn.Linear(48, 24), nn.ReLU(), nn.Dropout(0.5), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3))
-    return nn.Sequential(nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten()), tail)
-
-
-SMALL = Network("small", build, lambda m: (m[0], m[1]), "1.5")
 
 
 class Counting(FrozenPart):

@@ -12,8 +12,8 @@ import pytest
 import safetensors.numpy
 import torch
 from PIL import Image
-from torch import nn
 
+from tests.support.fitting import SMALL
 from trainer import engines
 from trainer.bases import random_base
 from trainer.dataset import Picture
@@ -26,18 +26,9 @@ from worker.decode import DecoderPool
 from worker.errors import WeightsError
 from worker.model import devices
 from worker.model import network as networks
-from worker.model.network import Network
 from worker.model.preprocessing import DecodeLimits, Preprocessing
 from worker.model.tensors import state_dict
 from worker.model.weights import WeightsStore
-
-
-def build() -> nn.Module:
-    tail = nn.Sequential(nn.Linear(48, 24), nn.ReLU(), nn.Dropout(0.5), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3))
-    return nn.Sequential(nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten()), tail)
-
-
-SMALL = Network("small", build, lambda m: (m[0], m[1]), "1.5")
 
 
 @pytest.fixture
@@ -102,13 +93,13 @@ def decoding_threads() -> int:
 def test_the_parts_together_are_the_network(part: FrozenPart, base: dict[str, torch.Tensor]) -> None:
     """Cut at the first dropout, repeated without dropout, then the last layer: the whole network's logits."""
     frames = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), np.uint8)
-    module = build().eval()
+    module = SMALL.build().eval()
     module.load_state_dict(base, strict=False)
     head = module[1][5]
     with torch.no_grad():
         whole = module(networks.normalise(torch.from_numpy(frames), Preprocessing(), torch.float32))
         parts = head(torch.from_numpy(part.head_input(part.forward(frames))))
-    assert part.forward(frames).shape == (4, 24)
+    assert part.forward(frames).shape == (4, 64)
     torch.testing.assert_close(parts, whole)
 
 
@@ -189,7 +180,7 @@ def test_a_file_too_large_for_the_worker_is_left_out(tmp_path: Path, part: Froze
 def test_bfloat16_is_compared_with_float32_on_the_whole_network(base: dict[str, torch.Tensor]) -> None:
     """Forced here whatever the processor: clear pictures keep their label, and 120 pictures are enough."""
     frames = np.random.default_rng(0).integers(0, 256, (120, 32, 32, 3), np.uint8)
-    head = {"1.5.weight": torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), "1.5.bias": torch.zeros(3)}
+    head = {"1.5.weight": torch.randn(3, 32, generator=torch.Generator().manual_seed(0)), "1.5.bias": torch.zeros(3)}
     check = engines.check_bf16(whole(base, head), frames, torch.device("cpu"))
     assert check.pictures == 120
     assert check.passed == (check.flips == 0)
@@ -201,7 +192,7 @@ def test_bfloat16_that_changes_clear_labels_does_not_pass(base: dict[str, torch.
     frames = np.random.default_rng(0).integers(0, 256, (120, 32, 32, 3), np.uint8)
     part = FrozenPart(SMALL, base, Preprocessing(), torch.device("cpu"))
     inputs = part.head_input(part.forward(frames)).astype(np.float64)
-    weight = np.random.default_rng(1).normal(size=(3, 16)) / np.maximum(inputs.std(axis=0), 1e-9) * 10
+    weight = np.random.default_rng(1).normal(size=(3, 32)) / np.maximum(inputs.std(axis=0), 1e-9) * 10
     head = {
         "1.5.weight": torch.tensor(weight, dtype=torch.float32),
         "1.5.bias": torch.tensor(-weight @ inputs.mean(axis=0), dtype=torch.float32),
@@ -225,7 +216,7 @@ def test_a_version_names_what_faster_engines_need(
     """A range for the input and every layer, and pictures spread over all labels with the labels they have."""
     store = WeightsStore(tmp_path / "weights")
     pictures = [write(tmp_path / f"{i}.png", still(20 * i), label=i // 4) for i in range(12)]
-    head = {"1.5.weight": torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), "1.5.bias": torch.zeros(3)}
+    head = {"1.5.weight": torch.randn(3, 32, generator=torch.Generator().manual_seed(0)), "1.5.bias": torch.zeros(3)}
     cpu = torch.device("cpu")
 
     def prepare(tested_on: list[Picture], known: engines.Known = engines.NOTHING) -> engines.ForEngines:
