@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Literal
+from typing import Final, Literal
 
 from grafana_foundation_sdk.builders import bargauge, stat, timeseries
 from grafana_foundation_sdk.builders import dashboard as dashboards
@@ -11,13 +11,18 @@ from grafana_foundation_sdk.builders import prometheus as queries
 from grafana_foundation_sdk.builders.common import StackingConfig
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import StackingMode
-from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DataSourceRef
+from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DashboardLinkType, DataSourceRef
 
 SOURCE = DataSourceRef(type_val="prometheus", uid="moderation-prometheus")
 HEIGHT = 8  # of Grafana's grid, which is 24 wide
 PROMOTIONS = (
     "count by (weights) (moderation_weights_info) unless count by (weights) (moderation_weights_info offset 1m)"
 )
+
+Made = timeseries.Panel | stat.Panel | bargauge.Panel
+KINDS: Final[dict[str, type[Made]]] = {
+    "lines": timeseries.Panel, "shares": timeseries.Panel, "number": stat.Panel, "bars": bargauge.Panel,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ def to_json(board: Board) -> str:
         .tooltip(DashboardCursorSync.CROSSHAIR)
         .time("now-6h", "now")
         .refresh("30s")
-        .link(dashboards.DashboardLink("Boards").type("dashboards").tags(["moderation"]).as_dropdown(True))
+        .link(dashboards.DashboardLink("Boards").type(DashboardLinkType.DASHBOARDS).tags(["moderation"]).as_dropdown(True))
         .annotation(
             dashboards.AnnotationQuery().name("promotions").datasource(SOURCE).expr(PROMOTIONS).enable(True)
             .icon_color("purple")
@@ -70,13 +75,12 @@ def to_json(board: Board) -> str:
     return json.dumps(made.build(), cls=JSONEncoder, sort_keys=True, indent=2) + "\n"
 
 
-def _panel(panel: Panel) -> Any:
-    kinds = {"lines": timeseries.Panel, "shares": timeseries.Panel, "number": stat.Panel, "bars": bargauge.Panel}
-    made = kinds[panel.kind]().title(panel.title).unit(panel.unit).datasource(SOURCE)
+def _panel(panel: Panel) -> Made:
+    made = KINDS[panel.kind]().title(panel.title).unit(panel.unit).datasource(SOURCE)
     made = made.height(HEIGHT if panel.kind != "number" else HEIGHT // 2).span(panel.width).min(0)
     if panel.about:
         made = made.description(panel.about)
-    if panel.kind == "shares":
+    if panel.kind == "shares" and isinstance(made, timeseries.Panel):
         made = made.stacking(StackingConfig().mode(StackingMode.NORMAL)).fill_opacity(40).max(1)
     for letter, (expression, legend) in zip("ABCDEFGH", panel.queries, strict=False):
         query = queries.Dataquery().expr(expression).legend_format(legend).ref_id(letter)
