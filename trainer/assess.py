@@ -43,13 +43,36 @@ class Champion:
     probabilities: DoubleArray | None
 
 
-def champion_on(
+@dataclass(frozen=True)
+class Newcomer:
+    """A version that is about to be published: its id and manifest, the features that it was made and tested on, what
+    became of the test pictures, and the version in service, if there is one."""
+
+    id: str
+    draft: ManifestDraft
+    features: FeatureParts
+    outcomes: Outcomes
+    champion: Champion | None
+
+
+def newcomer(
+    version: str,
+    draft: ManifestDraft,
+    store: WeightsStore,
+    features: FeatureParts,
+    probabilities: DoubleArray,
+    head_input: FloatArray,
+) -> Newcomer:
+    """With its `probabilities` [pictures, 3] of the test pictures, whose `head_input` is [frames, width]."""
+    champion = _champion_on(store, draft, head_input, features.test)
+    outcomes = _outcomes_of(draft, features.test, probabilities, champion)
+    return Newcomer(version, draft, features, outcomes, champion)
+
+
+def _champion_on(
     store: WeightsStore, draft: ManifestDraft, head_input: FloatArray, features: Features
 ) -> Champion | None:
-    """The draft's parent and its verdicts on `features`, whose `head_input` [frames, width] is of the draft's network.
-
-    None where there is no parent.
-    """
+    """The draft's parent and its verdicts on `features`; None where there is no parent."""
     if draft.parent is None:
         return None
     manifest = store.manifest(draft.parent)
@@ -74,28 +97,19 @@ def figures_of(
     return counted | figures.with_intervals(probabilities, labels, ban_threshold)
 
 
-def outcomes_of(
+def _outcomes_of(
     draft: ManifestDraft, features: Features, probabilities: DoubleArray, champion: Champion | None
 ) -> Outcomes:
-    """The outcomes to keep beside the version."""
     parent = None
     if champion is not None and champion.probabilities is not None:
         parent = (champion.manifest.id, champion.probabilities, contest.thresholds_of(champion.manifest))
     return Outcomes.of(features.pictures, probabilities, contest.thresholds_of(draft), parent)
 
 
-def report_of(
-    version: str,
-    draft: ManifestDraft,
-    store: WeightsStore,
-    features: FeatureParts,
-    outcomes: Outcomes,
-    champion: Champion | None,
-    decoders: DecoderPool,
-    explained: Sequence[Panel] = (),
-) -> bytes:
+def report_of(new: Newcomer, store: WeightsStore, decoders: DecoderPool, explained: Sequence[Panel]) -> bytes:
     """report.html of a version just fitted for `store`."""
-    sample = _sample(features.fitted_on.pictures)
+    draft = new.draft
+    sample = _sample(new.features.fitted_on.pictures)
     shown = gallery.thumbnails(sample, decoders)
     training = {
         name: [
@@ -105,9 +119,9 @@ def report_of(
         ]
         for label, name in enumerate(LABELS)
     }
-    figures_, mistakes = _looked_at(features.test, outcomes, draft, draft.metrics["test"], decoders)
-    parent = None if champion is None else _compared(store, version, champion, outcomes, draft)
-    return report.write(Material(version, draft, figures_, mistakes, training, parent, explained=explained))
+    figures_, mistakes = _looked_at(new.features.test, new.outcomes, draft, draft.metrics["test"], decoders)
+    parent = None if new.champion is None else _compared(new, new.champion, store)
+    return report.write(Material(new.id, draft, figures_, mistakes, training, parent, explained=explained))
 
 
 def evaluate_stored(
@@ -180,16 +194,14 @@ def _looked_at(
     return made, tiles
 
 
-def _compared(
-    store: WeightsStore, version: str, champion: Champion, outcomes: Outcomes, draft: ManifestDraft
-) -> Parent:
-    other, now = champion.manifest, draft.metrics["test"]
+def _compared(new: Newcomer, champion: Champion, store: WeightsStore) -> Parent:
+    other, now = champion.manifest, new.draft.metrics["test"]
     before = other.metrics.get("test", {})
     if champion.probabilities is not None:
-        before = figures_of(champion.probabilities, outcomes.labels, *contest.thresholds_of(other))
+        before = figures_of(champion.probabilities, new.outcomes.labels, *contest.thresholds_of(other))
     try:
-        decision = contest.decide(store, version, draft, outcomes, other.id)
+        decision = contest.decide(store, new.id, new.draft, new.outcomes, other.id)
     except WeightsError:  # of what earlier versions keep of their tests, which promotion tells; this one stands
         decision = None
-    costs_ = costs.comparison(draft, other)
+    costs_ = costs.comparison(new.draft, other)
     return Parent(other.id, figures.comparison(now, before), champion.probabilities is not None, costs_, decision)

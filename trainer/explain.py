@@ -9,7 +9,7 @@ recipe starts from. Another version of the same base may take its place. Knows n
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -19,20 +19,19 @@ from torch import Tensor
 
 from trainer import dataset, recipes
 from trainer.arrays import Frames
-from trainer.assess import stored_head
+from trainer.assess import Newcomer, stored_head
 from trainer.dataset import Picture, Unreadable
 from trainer.decoding import decode_all, middle
 from trainer.errors import DataError
 from trainer.figures import to_explain
-from trainer.outcomes import Outcomes
-from trainer.prepare import FeatureParts
 from trainer.progress import Reporter
+from trainer.recipes import FittedHead
 from trainer.shapley import Cut, Head, Map
 from worker.decode import DecoderPool
 from worker.errors import UsageError
 from worker.model import network as networks
 from worker.model.labels import LABELS, RISKED
-from worker.model.manifest import Manifest, ManifestDraft
+from worker.model.manifest import Manifest
 from worker.model.preprocessing import Preprocessing
 from worker.model.weights import WeightsStore
 
@@ -154,17 +153,16 @@ def neutral(preprocessing: Preprocessing) -> Background:
 
 
 def of_test_pictures(
-    draft: ManifestDraft,
+    new: Newcomer,
     base: Mapping[str, Tensor],
-    head: Head,
-    features: FeatureParts,
-    outcomes: Outcomes,
+    head: FittedHead,
     count: int,
     device: torch.device,
     decoders: DecoderPool,
     reporter: Reporter,
 ) -> list[Explained]:
     """At most `count` test pictures of a version just fitted, before and after, against pictures it was fitted on."""
+    draft, features, outcomes = new.draft, new.features, new.outcomes
     chosen = to_explain(outcomes.probabilities, outcomes.labels, draft.ban_threshold, count)
     pictures = [features.test.pictures[i] for i in chosen]
     by_digest = sorted(features.fitted_on.pictures, key=lambda picture: picture.sha256)
@@ -183,8 +181,8 @@ def of_test_pictures(
     preprocessing = Preprocessing.from_json(draft.preprocessing)
     cut = Cut(networks.get(draft.network), base, preprocessing, device, cells=REPORT_CELLS)
     against = Background(np.concatenate(background), f"{len(background)} pictures that the version was fitted on")
-    head = replace(head, said=f"{AFTER} {head.said}")
-    made = explain(cut, (untrained(head.fitted.weight.shape[1]), head), shown, against, REPORT_SAMPLES)
+    heads = untrained(head.weight.shape[1]), Head(f"{AFTER} {new.id}", head, draft.temperature)
+    made = explain(cut, heads, shown, against, REPORT_SAMPLES)
     reporter.say(f"Shapley maps of {len(made)} test pictures: done in {time.monotonic() - started_s:.1f} s.")
     return made
 

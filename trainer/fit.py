@@ -31,7 +31,6 @@ from trainer.prepare import FeatureParts, Parts
 from trainer.progress import Reporter
 from trainer.recipes import FittedHead
 from trainer.report import FILE as REPORT_FILE
-from trainer.shapley import Head
 from trainer.tables import Tables
 from worker.decode import DecoderPool
 from worker.model import devices
@@ -133,23 +132,11 @@ def _files(
     run: Run, version_id: str, draft: ManifestDraft, features: FeatureParts, head: FittedHead, judged: Judgement
 ) -> dict[str, bytes]:
     """What lies beside the manifest: what became of each test picture, and the report."""
-    store, decoders = run.store, run.decoders
-    champion = assess.champion_on(store, draft, judged.test_head_input, features.test)
-    outcomes = assess.outcomes_of(draft, features.test, judged.test_probabilities, champion)
-    explained = explain.of_test_pictures(
-        draft,
-        run.start.base,
-        Head(version_id, head, draft.temperature),
-        features,
-        outcomes,
-        run.plan.explained,
-        run.frozen.device,
-        decoders,
-        run.reporter,
-    )
-    panels = maps.panels(explained)
-    page = assess.report_of(version_id, draft, store, features, outcomes, champion, decoders, panels)
-    return {OUTCOMES_FILE: outcomes.to_json(), REPORT_FILE: page}
+    store, decoders, device = run.store, run.decoders, run.frozen.device
+    new = assess.newcomer(version_id, draft, store, features, judged.test_probabilities, judged.test_head_input)
+    explained = explain.of_test_pictures(new, run.start.base, head, run.plan.explained, device, decoders, run.reporter)
+    page = assess.report_of(new, store, decoders, maps.panels(explained))
+    return {OUTCOMES_FILE: new.outcomes.to_json(), REPORT_FILE: page}
 
 
 def _publish(
