@@ -13,10 +13,9 @@ from typing import Any, Final
 
 from trainer import contest, costs, dataset, figures, gallery, report
 from trainer.arrays import DoubleArray, FloatArray, IntArray
-from trainer.cache import FeatureCache
 from trainer.dataset import Picture
 from trainer.evaluate import count, decided, decisive
-from trainer.features import Features, computer
+from trainer.features import Compute, Features
 from trainer.frozen import FrozenPart
 from trainer.outcomes import Outcomes
 from trainer.prepare import FeatureParts
@@ -129,20 +128,20 @@ def evaluate_stored(
     manifest: Manifest,
     folder: Path,
     part: FrozenPart,
+    compute: Compute,
     decoders: DecoderPool,
     reporter: Reporter,
-    cache: FeatureCache | None = None,
 ) -> tuple[dict[str, Any], bytes]:
     """The figures of a stored version on the labelled pictures in `folder`, and a page of them.
 
-    Features come from `cache` where it has them. Raises DataError where the folder is not usable, WeightsError where
-    the version is not.
+    `compute` makes features by `part`. Raises DataError where the folder is not usable, WeightsError where the version
+    is not.
     """
     pictures, repeated, contradictory = dataset.once_each(dataset.scan(folder, "test"))
     if left := [*repeated, *contradictory]:
         names = dataset.listing([str(picture.path) for picture in left])
         reporter.say(f"{len(left)} test pictures repeat others or lie under two labels and are left out: {names}.")
-    features = computer(part, decoders, reporter, cache)(pictures, "all", "Features of test pictures")
+    features = compute(pictures, "all", "Features of test pictures")
     if features.unreadable:
         names = dataset.listing([str(file.path) for file in features.unreadable])
         reporter.say(f"{len(features.unreadable)} test files are no usable pictures, left out: {names}.")

@@ -10,7 +10,7 @@ are mapped from disk. Knows nothing of recipes or labels' meaning.
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -20,7 +20,7 @@ import numpy as np
 from trainer.arrays import BoolArray, FloatArray, Frames, IntArray
 from trainer.cache import FeatureCache, FrameChoice
 from trainer.dataset import Facts, Picture, Unreadable
-from trainer.decoding import decode_all, middle
+from trainer.decoding import decode_all, decoder_pool, middle
 from trainer.errors import CacheError
 from trainer.frozen import BATCH_FRAMES, FrozenPart
 from trainer.looks import LOOK_BYTES, look
@@ -104,6 +104,19 @@ def computer(part: FrozenPart, decoders: DecoderPool, reporter: Reporter, cache:
         )
 
     return compute
+
+
+@contextmanager
+def computing(
+    part: FrozenPart, reporter: Reporter, folder: Path | None, max_bytes: int
+) -> Iterator[tuple[Compute, DecoderPool]]:
+    """`computer` with a cache in `folder`, if one is named, and the decoders that it works with."""
+    with ExitStack() as stack:
+        cache = None
+        if folder is not None:
+            cache = stack.enter_context(FeatureCache(folder, part.key, part.dtype, reporter.say, max_bytes))
+        decoders = stack.enter_context(decoder_pool(part.preprocessing))
+        yield computer(part, decoders, reporter, cache), decoders
 
 
 def only_looks(decoders: DecoderPool, reporter: Reporter) -> Compute:

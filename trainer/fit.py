@@ -8,8 +8,8 @@ before everything that can fail for want of data has succeeded.
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,11 +19,9 @@ from torch import Tensor
 
 from trainer import asked, assess, calibrate, dataset, engines, explain, maps, operating, prepare, recipes, release
 from trainer.arrays import DoubleArray, FloatArray
-from trainer.cache import FeatureCache
 from trainer.calibrate import Calibration
-from trainer.decoding import decoder_pool
 from trainer.evaluate import count, decisive, log_loss
-from trainer.features import computer
+from trainer.features import computing
 from trainer.frozen import FrozenPart
 from trainer.outcomes import FILE as OUTCOMES_FILE
 from trainer.plan import Plan, Start, start_from
@@ -82,9 +80,9 @@ def fit(
         parts = parts or prepare.gather(plan.train, plan.test, reporter)
         start = start_from(plan, store, champion, reporter)
         frozen = FrozenPart(start.network, start.base, start.preprocessing, device, Tables(plan.cache))
-        with open_cache(plan, frozen, reporter) as cache, decoder_pool(start.preprocessing) as decoders:
+        with computing(frozen, reporter, plan.cache, plan.cache_max_bytes) as (compute, decoders):
             run = Run(start, store, frozen, decoders, reporter)
-            features = prepare.compute_all(parts, computer(frozen, decoders, reporter, cache), reporter)
+            features = prepare.compute_all(parts, compute, reporter)
             head = fit_head(run.plan, frozen, features, reporter)
             judged = judge(run.plan, frozen, head, features)
             reporter.say(judged.calibration.explanation)
@@ -166,16 +164,6 @@ def _note_refit(store: WeightsStore, version_id: str, draft: ManifestDraft, by: 
         why = f"fitted again: {', '.join(changes)}"
         reporter.say(f"The champion {version_id} is {why}; history.jsonl has it on record.")
         store.note_refit(version_id, by=by, why=why)
-
-
-@contextmanager
-def open_cache(plan: Plan, frozen: FrozenPart, reporter: Reporter) -> Iterator[FeatureCache | None]:
-    """The plan's feature cache for what `frozen` computes; None where the plan has none."""
-    if plan.cache is None:
-        yield None
-        return
-    with FeatureCache(plan.cache, frozen.key, frozen.dtype, reporter.say, plan.cache_max_bytes) as cache:
-        yield cache
 
 
 def fit_head(plan: Plan, frozen: FrozenPart, features: FeatureParts, reporter: Reporter) -> FittedHead:

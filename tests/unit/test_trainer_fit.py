@@ -235,7 +235,7 @@ def test_a_fit_on_a_full_cache_decodes_only_what_its_report_shows(
             monkeypatch.setattr(pool, "submit", count)
             yield pool
 
-    monkeypatch.setattr("trainer.fit.decoder_pool", counting)
+    monkeypatch.setattr("trainer.features.decoder_pool", counting)
     cached = replace(plan(pictures), cache=tmp_path / "cache")
     first = fit(cached, store, Reporter(io.StringIO()))
     assert submitted >= 3 * 75

@@ -97,9 +97,7 @@ def cluster_pictures(
 
 def _gather(plan: "Plan", base_name: str, cache: Path | None, reporter: "Reporter") -> dict[str, object]:
     from trainer.bases import load_base
-    from trainer.cache import FeatureCache
-    from trainer.decoding import decoder_pool
-    from trainer.features import computer
+    from trainer.features import computing
     from trainer.first_labels import check_plan, gather
     from trainer.frozen import FrozenPart
     from trainer.tables import Tables
@@ -108,18 +106,8 @@ def _gather(plan: "Plan", base_name: str, cache: Path | None, reporter: "Reporte
     from worker.model.preprocessing import Preprocessing
 
     check_plan(plan)
-    settings, folder, network, preprocessing = (
-        load_settings(),
-        cache_folder(cache),
-        networks.get("vgg11"),
-        Preprocessing(),
-    )
+    settings, folder, network = load_settings(), cache_folder(cache), networks.get("vgg11")
     base, source = load_base(base_name, network, reporter)
-    part = FrozenPart(network, base, preprocessing, devices.choose(settings.device), Tables(folder))
-    most = settings.cache_max_mb * 2**20
-    with (
-        FeatureCache(folder, part.key, part.dtype, reporter.say, most) as kept,
-        decoder_pool(preprocessing) as decoders,
-    ):
-        compute = computer(part, decoders, reporter, kept)
+    part = FrozenPart(network, base, Preprocessing(), devices.choose(settings.device), Tables(folder))
+    with computing(part, reporter, folder, settings.cache_max_mb * 2**20) as (compute, decoders):
         return gather(plan, compute, decoders, {"method": plan.method, "base": source}, reporter)

@@ -21,8 +21,7 @@ def evaluate_version(version: str, test: Path, report: Path | None, weights: Pat
     """Judge the pictures in DIR with a stored version; prints its figures as JSON and changes nothing."""
     from trainer import release
     from trainer.assess import evaluate_stored
-    from trainer.cache import FeatureCache
-    from trainer.decoding import decoder_pool
+    from trainer.features import computing
     from trainer.frozen import FrozenPart
     from trainer.progress import Reporter
     from trainer.tables import Tables
@@ -37,9 +36,8 @@ def evaluate_version(version: str, test: Path, report: Path | None, weights: Pat
     base = store.read_base(manifest.base.sha256, manifest.base.bytes)
     device = devices.choose(settings.device)
     part = FrozenPart(networks.get(manifest.network), base, preprocessing, device, Tables(folder))
-    kept = FeatureCache(folder, part.key, part.dtype, reporter.say, settings.cache_max_mb * 2**20)
-    with kept, decoder_pool(preprocessing) as decoders:
-        figures, page = evaluate_stored(store, manifest, test, part, decoders, reporter, kept)
+    with computing(part, reporter, folder, settings.cache_max_mb * 2**20) as (compute, decoders):
+        figures, page = evaluate_stored(store, manifest, test, part, compute, decoders, reporter)
     if report is not None:
         files.replace(report, page)
     click.echo(json.dumps(figures, indent=2))
