@@ -5,7 +5,7 @@ where this machine multiplies bfloat16 natively, what the comparison shows here.
 taken over from the version before, so that a version stays as small as what was trained. Knows no recipe.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +17,7 @@ from trainer.arrays import DoubleArray, Frames, IntArray
 from trainer.dataset import Picture, Unreadable
 from trainer.decoding import decode_all, middle
 from trainer.frozen import BATCH_FRAMES
+from trainer.progress import Reporter
 from worker.decode import DecoderPool
 from worker.errors import WeightsError
 from worker.model import check_pictures, devices, int8
@@ -74,6 +75,7 @@ def prepare(
     store: WeightsStore,
     known: Known,
     device: torch.device,
+    reporter: Reporter,
 ) -> ForEngines:
     """All of it for the whole network, compared on the CPU and on `device`.
 
@@ -84,7 +86,8 @@ def prepare(
     if not ranges:
         body = worker_engines.body_of(whole.network, whole.state, torch.device("cpu"), torch.float32)
         calibrated_on, _ = sample_frames(trained_on, decoders, CALIBRATION_PICTURES)
-        ranges = int8.calibrate(body, calibrated_on, whole.preprocessing) if len(calibrated_on) else {}
+        with reporter.track("Ranges for int8", len(calibrated_on)) as advance:
+            ranges = int8.calibrate(body, calibrated_on, whole.preprocessing, advance) if len(calibrated_on) else {}
     pictures, frames = known.pictures, known.frames
     if pictures is None or len(frames) < min(CHECK_PICTURES, len(tested_on)):
         frames, labels = sample_frames(tested_on, decoders, CHECK_PICTURES)
@@ -92,10 +95,10 @@ def prepare(
             return ForEngines({}, ranges, None)
         pictures = store.add_check_pictures(check_pictures.encode(frames, labels))
     compared = {torch.device("cpu"), device}  # no other: a worker may need the memory of a GPU that we were not given
-    checks = {
-        f"{device.type}-bf16": check_bf16(whole, frames, device)
-        for device in sorted(filter(devices.native_bf16, compared), key=str)
-    }
+    checks = {}
+    for each in sorted(filter(devices.native_bf16, compared), key=str):
+        with reporter.track(f"{each.type}-bf16 compared with fp32", 2 * len(frames)) as advance:
+            checks[f"{each.type}-bf16"] = check_bf16(whole, frames, each, advance)
     return ForEngines(checks, ranges, pictures)
 
 
@@ -118,17 +121,23 @@ def known_from(store: WeightsStore, champion: str | None, base: BaseRef, preproc
         return Known(ranges, None, NOTHING.frames)
 
 
-def check_bf16(whole: Whole, frames: Frames, device: torch.device) -> EngineCheck:
+def check_bf16(
+    whole: Whole, frames: Frames, device: torch.device, advance: Callable[[int], None] = lambda count: None
+) -> EngineCheck:
     """Compare bfloat16 with float32 on `device` for uint8 frames [N, H, W, 3], one a picture, as the worker runs
-    them."""
+    them. `advance` hears of each batch, twice `N` in all."""
     head = worker_engines.head_of(whole.network, whole.state, whole.temperature, device)
 
     @torch.inference_mode()
     def probabilities(precision: str) -> DoubleArray:
         body = worker_engines.body_of(whole.network, whole.state, device, worker_engines.DTYPES[precision])
         engine = EagerEngine(body, device, precision, whole.preprocessing)
-        parts = [frames[start : start + BATCH_FRAMES] for start in range(0, len(frames), BATCH_FRAMES)]
-        return np.concatenate([head.probabilities(engine.features(part)).cpu().double().numpy() for part in parts])
+        judged = []
+        for start in range(0, len(frames), BATCH_FRAMES):
+            part = frames[start : start + BATCH_FRAMES]
+            judged.append(head.probabilities(engine.features(part)).cpu().double().numpy())
+            advance(len(part))
+        return np.concatenate(judged)
 
     return compare(RULES["bf16"], probabilities("fp32"), probabilities("bf16")).check()
 

@@ -177,6 +177,7 @@ def of_test_pictures(
         shown.append(Shown(picture.content_id, decoded.frames, said, blurred))
     if not shown or not background:
         return []  # files that were read before are gone now: the figures stand, there is only nothing to draw
+    reporter.say(f"Computing Shapley maps of {len(shown)} test pictures.")
     started_s = time.monotonic()
     preprocessing = Preprocessing.from_json(draft.preprocessing)
     cut = Cut(networks.get(draft.network), base, preprocessing, device, cells=REPORT_CELLS)

@@ -107,7 +107,8 @@ def _draft(
     whole = engines.Whole(start.network, state_dict(start.base, delta), start.preprocessing, calibration.temperature)
     tested_on = [*features.test.pictures, *features.held_out.pictures]
     known = engines.known_from(store, start.champion, base, start.preprocessing)
-    made = engines.prepare(whole, features.fitted_on.pictures, tested_on, run.decoders, store, known, device)
+    fitted_on = features.fitted_on.pictures
+    made = engines.prepare(whole, fitted_on, tested_on, run.decoders, store, known, device, run.reporter)
     return ManifestDraft(
         network=start.network.name,
         preprocessing=start.preprocessing.to_json(),

@@ -217,12 +217,15 @@ def test_a_version_names_what_faster_engines_need(
     store = WeightsStore(tmp_path / "weights")
     pictures = [write(tmp_path / f"{i}.png", still(20 * i), label=i // 4) for i in range(12)]
     head = {"1.5.weight": torch.randn(3, 32, generator=torch.Generator().manual_seed(0)), "1.5.bias": torch.zeros(3)}
-    cpu = torch.device("cpu")
+    cpu, said = torch.device("cpu"), io.StringIO()
 
     def prepare(tested_on: list[Picture], known: engines.Known = engines.NOTHING) -> engines.ForEngines:
-        return engines.prepare(whole(base, head), pictures, tested_on, decoders, store, known, cpu)
+        return engines.prepare(whole(base, head), pictures, tested_on, decoders, store, known, cpu, Reporter(said))
 
     made = prepare(pictures[::2])
+    assert "Ranges for int8: 12 of 12 done" in said.getvalue()
+    if made.checks:
+        assert "cpu-bf16 compared with fp32: 12 of 12 done" in said.getvalue()
     assert {"input", "0.0", "1", "4"} <= made.ranges.keys()
     assert all(low < high for low, high in made.ranges.values())
     assert made.pictures is not None

@@ -8,7 +8,7 @@ scales of them: without VNNI, products of 8-bit numbers saturate, and activation
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
@@ -30,10 +30,16 @@ Ranges = Mapping[str, tuple[float, float]]
 
 
 @torch.inference_mode()
-def calibrate(body: nn.Module, frames: Frames, preprocessing: Preprocessing) -> dict[str, tuple[float, float]]:
+def calibrate(
+    body: nn.Module,
+    frames: Frames,
+    preprocessing: Preprocessing,
+    advance: Callable[[int], None] = lambda count: None,
+) -> dict[str, tuple[float, float]]:
     """The range of the body's input and of each layer's output over uint8 frames [N, crop, crop, 3].
 
-    `body` is in float32 on the CPU. A range is the part of a histogram that loses least when cut into 255 steps.
+    `body` is in float32 on the CPU. `advance` hears of the frames of each batch. A range is the part of a histogram
+    that loses least when cut into 255 steps.
     """
     # Imported here, and from torch, for torchao's copy of it takes seconds to import.
     from torch.ao.quantization.observer import HistogramObserver
@@ -57,6 +63,7 @@ def calibrate(body: nn.Module, frames: Frames, preprocessing: Preprocessing) -> 
             pixels = networks.normalise(batch, preprocessing, torch.float32)
             observe(INPUT, pixels)
             body(pixels)
+            advance(len(batch))
     finally:
         for handle in handles:
             handle.remove()
