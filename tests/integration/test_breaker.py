@@ -4,6 +4,7 @@ import datetime
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -18,6 +19,7 @@ from worker.intake import Intake
 from worker.overrule import Overruler
 from worker.publish import BAN_SHARE_DECIDED, Outcome, Published, Publisher, Quota
 from worker.verdict import Probabilities, Undecided, Verdict
+from worker.verdict import withheld as for_a_person
 
 TTL_S = 1000
 NOW = datetime.datetime(2026, 11, 24, tzinfo=datetime.UTC)
@@ -248,6 +250,21 @@ def test_what_a_person_settled_is_not_applied(desk: Desk) -> None:
     assert (done.applied, done.superseded) == (1, 1)
     assert not desk.client.verdict("a").ban and not desk.client.verdict("twin").ban and desk.client.verdict("b").ban
     assert [fields[b"content_id"] for _, fields in desk.raw.xrange(bus.UPLOADS)] == [b"twin"], "to be judged again"
+
+
+def test_a_rescan_that_comes_too_late_settles_nothing(desk: Desk) -> None:
+    """Of two in work at once the one asked for first may have read older bytes, and publishes last. It says what
+    stands, which is for a person, and leaves the withheld ban where it is."""
+    desk.bans(3)
+    earlier, later = (desk.outcome(0.9, "a", rescan=True) for _ in range(2))
+    asked_first = replace(earlier.entry, enqueued_ms=earlier.entry.enqueued_ms - 1000)
+    earlier = Outcome(asked_first, for_a_person(earlier.document, "held"))
+    assert desk.publish(later) == ["opened"]
+    before = desk.client.verdict("a")
+    assert desk.publish(earlier) == ["duplicate"]
+    assert desk.client.verdict("a") == before
+    assert breaker.close(desk.raw, apply=True, verdict_ttl_s=TTL_S).applied == 1
+    assert desk.client.verdict("a").ban
 
 
 def test_what_was_judged_again_meanwhile_is_not_applied(desk: Desk) -> None:

@@ -141,12 +141,10 @@ class Model:
             self.answered_ms = entry.enqueued_ms
         if self.effective:
             standing = self.effective[-1]
-            if kind not in DECISIONS or (standing in DECISIONS and not entry.rescan):
+            if kind not in DECISIONS or (standing in DECISIONS and (late or not entry.rescan)):
                 return "duplicate"
             if standing == kind:
                 return "unchanged"
-            if standing in DECISIONS and late:
-                return "duplicate"
         self.effective.append(kind)
         return "published"
 

@@ -89,12 +89,10 @@ local function already(standing, v)
   -- How the standing verdict ends this outcome, or nil.
   if not standing then
     return nil
-  elseif v.status == 'undecided' or (standing.status == 'decided' and v.rescan ~= '1') then
+  elseif v.status == 'undecided' or (standing.status == 'decided' and (v.rescan ~= '1' or v.late)) then
     return 'duplicate'
   elseif standing.label == v.label and standing.flags == v.flags and standing.placement == v.placement then
     return 'unchanged'
-  elseif standing.status == 'decided' and v.late then
-    return 'duplicate'
   end
   return nil
 end
