@@ -132,9 +132,10 @@ class Overruler:
         raw = bus.text_at(self._redis, bus.verdict_key(correction.content_id))
         standing = read(raw)
         document = by_person(standing or _never_judged(correction), correction.label, "human")
-        # The bytes that the person saw; what lies under the content ID may have changed since.
-        digest = correction.content_sha256 or document.content_sha256
-        document = document.model_copy(update={"content_sha256": digest, "decided_at": None, "supersedes": None})
+        # The bytes that the person saw, or none: what was looked at since is no part of the decision.
+        digest = correction.content_sha256
+        shown = digest or document.content_sha256
+        document = document.model_copy(update={"content_sha256": shown, "decided_at": None, "supersedes": None})
         decision = {"entry": correction.id, "label": correction.label, "by": correction.by}
         with bus.translated():
             reply: Any = self._correct(

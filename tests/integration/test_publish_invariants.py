@@ -19,7 +19,7 @@ from worker.errors import UnavailableError
 from worker.intake import Intake
 from worker.overrule import Overruler
 from worker.publish import Outcome, Publisher
-from worker.verdict import Placement, Undecided, Verdict, parse
+from worker.verdict import Label, Placement, Undecided, Verdict, parse
 
 TTL_S = 1000
 Document = Verdict | Undecided
@@ -225,6 +225,51 @@ def check_story(desk: Desk, content_id: str, model: Model) -> None:
         assert standing == last or (last.content_sha256, standing.content_sha256) == (None, "0" * 64)
     else:
         assert desk.redis.exists(bus.verdict_key(content_id)) == 0
+
+
+def test_a_decision_made_before_any_look_is_about_no_bytes(desk: Desk) -> None:
+    """A worker looks between the person's decision and the step that puts it into force: those bytes were not meant."""
+    entry, twin = desk.deliver("a"), desk.deliver("twin")
+    desk.client.correct("a", "risked", by="ann")
+    assert desk.publish(entry, "approved") == "published"
+    desk.overruler.apply_waiting()
+    standing = desk.standing("a")
+    assert (standing.label, standing.content_sha256) == ("risked", "0" * 64)
+    assert desk.publish(twin, "approved") == "published"
+    assert not desk.standing("twin").ban
+
+
+@pytest.mark.parametrize(("first", "second"), [("approved", "risked"), ("risked", "approved"), ("risked", "risked")])
+def test_a_decision_after_the_verdict_ran_out_says_of_the_bytes_before_no_more_than_that(
+    desk: Desk, first: Label, second: Label
+) -> None:
+    """The author may have put others there since: a ban of those bans nobody who shows the first, nor is what was
+    banned free for everybody. The same decision again leaves the first in force."""
+    desk.publish(desk.deliver("a"), "approved")
+    for label in (first, second):
+        desk.client.correct("a", label, by="ann")
+        desk.overruler.apply_waiting()
+        assert desk.standing("a").label == label
+        desk.redis.delete(bus.verdict_key("a"))
+    desk.publish(desk.deliver("twin"), "not suitable")
+    assert desk.standing("twin").label == (first if first == second else "not_suitable")
+    desk.client.correct("a", "not_suitable", by="ann")
+    desk.overruler.apply_waiting()
+    assert desk.redis.hlen(bus.KNOWN) == 0
+
+
+def test_a_decision_after_the_verdict_ran_out_takes_no_other_decision_back(desk: Desk) -> None:
+    """Somebody has decided on the same bytes since, under another ID."""
+    desk.publish(desk.deliver("a"), "approved")
+    desk.publish(desk.deliver("b"), "approved")
+    for content_id in ("a", "b"):
+        desk.client.correct(content_id, "risked", by="ann")
+    desk.overruler.apply_waiting()
+    desk.redis.delete(bus.verdict_key("a"))
+    desk.client.correct("a", "approved", by="ann")
+    desk.overruler.apply_waiting()
+    desk.publish(desk.deliver("twin"), "approved")
+    assert desk.standing("twin").reasons == ("known_content",) and desk.standing("twin").ban
 
 
 def test_verdicts_of_one_millisecond_have_names_of_their_own(desk: Desk) -> None:

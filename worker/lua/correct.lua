@@ -21,9 +21,15 @@ if (type(raw) == 'string' and raw or '') ~= ARGV[6] then
   return {'changed', 0}
 end
 local standing = standing_verdict(KEYS[2])
-local digest = ARGV[11]
+local digest, withdrawn = ARGV[11], ''
 if digest == '' and own and type(own.content_sha256) == 'string' and string.match(own.content_sha256, '^%x+$') then
-  digest = own.content_sha256 -- of the decision before this one, whose verdict has run out
+  -- The verdict has run out, and what lies there now nobody can tell: of the bytes decided on before this says nothing
+  -- but that their decision may have been wrong.
+  if own.label == ARGV[7] then
+    digest = own.content_sha256
+  else
+    withdrawn = own.content_sha256
+  end
 end
 local decision = digest ~= '' and of_these_bytes(ARGV[10], digest) or ARGV[10]
 -- A script is not rolled back: what can fail comes first, so that a correction that fails is asked for again.
@@ -35,6 +41,9 @@ local now = take_effect(KEYS[2], KEYS[3], ARGV[5], clock(), standing, {
 })
 redis.call('HSET', KEYS[4], ARGV[3], decision)
 keep_on_bytes(KEYS[5], digest, decision, ARGV[2])
+if withdrawn ~= '' and (persons_decision(KEYS[5], withdrawn) or {}).entry == own.entry then
+  redis.call('HDEL', KEYS[5], withdrawn)
+end
 redis.call('HDEL', KEYS[6], ARGV[3])
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 return {'published', now}
