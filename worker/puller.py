@@ -20,6 +20,8 @@ from worker.suspects import Suspects
 logger = logging.getLogger(__name__)
 
 HOUSEKEEPING_S = 1.0
+# Longer than Redis may keep it: after such a gap the whole process was paused, or the machine, or the clock was set.
+PAUSED_S = 10.0
 PRUNE_S = 600.0
 # What a process that has judged nothing yet may hold: enough to fill its stages, little enough to leave the rest
 # to others while it warms up.
@@ -41,7 +43,7 @@ class Puller:
         claim_deadline_s: a picture in work for longer is no longer kept from others.
         fetch_timeout_s: a fetch that has not ended after three of them is tried again later; after one where nothing
             else is judged meanwhile.
-        takeover_idle_s: how long this process must have been connected before it takes from others.
+        takeover_idle_s: how long this process must have been connected and not paused before it takes from others.
         watch: called about once a second, whether Redis answers or not.
         on_housekeeping: called about once a second while it does.
     """
@@ -75,6 +77,7 @@ class Puller:
         self._suspects = Suspects(intake, pipeline)
         self._connected_since: float | None = None
         self._kept_house = 0.0
+        self._kept_house_ms = 0  # on Redis's clock, by which claims grow old
         self._pruned = time.monotonic()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="puller", daemon=True)
@@ -198,7 +201,11 @@ class Puller:
         self._watch()
         patience = 1 if self._suspects.one_is_judged else FETCH_DEADLINES  # all others wait for its end
         self._pipeline.leave_overdue(patience * self._fetch_timeout_s, self._claim_deadline_s)
-        self._intake.now_ms()  # nothing below this line is asked of a server that is away
+        before_ms = self._kept_house_ms
+        self._kept_house_ms = self._intake.now_ms()  # nothing below this line is asked of a server that is away
+        if self._kept_house_ms - before_ms > 1000 * max(PAUSED_S, self._takeover_idle_s):
+            # As old as its own are the claims of all that were paused with it, until each has refreshed them.
+            self._connected_since = time.monotonic()
         self._connected()
         self._intake.refresh(self._held())
         try:

@@ -6,6 +6,7 @@ import signal
 import time
 import uuid
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -408,3 +409,32 @@ def test_malformed_entries_that_cannot_be_buried_hold_nobody_up(place: Place) ->
     raw.delete("moderation:dead-letter")
     wait_until(lambda: raw.xlen("moderation:dead-letter") == 7, "the malformed ones among the dead letters", 60)
     assert raw.xlen("moderation:uploads") == 0
+
+
+def test_workers_that_were_paused_together_keep_their_claims(place: Place) -> None:
+    """As with the machine that they are on: the first that goes on finds the other's claims as old as its own were."""
+    takeover_s = 10.0
+    stuck = [f"stuck{number}" for number in range(12)]  # more than the first may claim
+    for content_id in stuck:
+        os.mkfifo(place.content / content_id)
+    workers = [place.start_worker(takeover_idle_s=str(takeover_s), fetch_timeout_s="60") for _ in range(2)]
+    for worker in workers:
+        worker.wait_ready()
+    raw = place.broker.client()
+
+    def claims() -> list[dict[str, Any]]:
+        return raw.xpending_range("moderation:uploads", "moderation", "-", "+", len(stuck))
+
+    place.client.submit(stuck)
+    wait_until(lambda: len(claims()) == len(stuck), "all to be claimed")
+    assert len({claim["consumer"] for claim in claims()}) == 2, "one has them all: this shows nothing"
+    for worker in workers:
+        worker.process.send_signal(signal.SIGSTOP)
+    wait_until(
+        lambda: min(claim["time_since_delivered"] for claim in claims()) > 1000 * takeover_s, "the pause to be long"
+    )
+    for goes_on in (1, 2):
+        raw.delete(*raw.scan_iter("moderation:worker:*"))
+        workers[goes_on - 1].process.send_signal(signal.SIGCONT)
+        wait_until(lambda n=goes_on: len(list(raw.scan_iter("moderation:worker:*"))) == n, "house to be kept")
+    assert {claim["times_delivered"] for claim in claims()} == {1}, "one has taken what the other was about to refresh"
