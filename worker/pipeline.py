@@ -74,7 +74,7 @@ class Pipeline:
         self._changed = threading.Condition()
         self._items: dict[tuple[str, bytes], Item] = {}
         self._left: deque[tuple[str, bytes]] = deque(maxlen=MOST_LEFT)
-        self._judged: deque[tuple[float, int]] = deque()
+        self._judged: deque[tuple[float, int, int]] = deque()  # when, how many, and how many of them were fetched
         self._last_progress = time.monotonic()
         self._stood_still_s = 0.0  # with work in hand, when the last of it was given up
         self._closing = False
@@ -120,7 +120,13 @@ class Pipeline:
         """Pictures finished within the rate window."""
         with self._changed:
             self._forget_old_rates()
-            return sum(count for _, count in self._judged)
+            return sum(count for _, count, _ in self._judged)
+
+    def fetched_lately(self) -> int:
+        """Of those, how many the content store had."""
+        with self._changed:
+            self._forget_old_rates()
+            return sum(fetched for _, _, fetched in self._judged)
 
     def stands_still_s(self) -> float:
         """Seconds since a picture was last finished while there was work; 0 where there is none."""
@@ -217,8 +223,9 @@ class Pipeline:
             return
         now = time.monotonic()
         with self._changed:
-            finished = sum(self._items.pop(entry.key, None) is not None for entry in entries)
-            self._judged.append((now, finished))
+            finished = [item for entry in entries if (item := self._items.pop(entry.key, None)) is not None]
+            fetched = sum(item.content_sha256 is not None for item in finished)
+            self._judged.append((now, len(finished), fetched))
             self._forget_old_rates()
             self._last_progress = now
             self._stood_still_s = 0.0

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from worker import bus
 from worker.entry import Entry
 from worker.errors import ModerationError, UnavailableError
-from worker.intake import Intake
+from worker.intake import DUE_AT_ONCE, Intake
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
 from worker.suspects import Suspects
@@ -31,6 +31,8 @@ FETCH_DEADLINES = 3
 # While so many wait for another attempt no backfill is claimed. Each that fails leaves its stream, so that whoever
 # fills it sees room: in an outage of the content store all there is would move to where nothing bounds it.
 MOST_POSTPONED_FOR_BACKFILL = 10_000
+# What is due goes back in so many lots a second at most; between two of them the server answers others.
+MOST_LOTS_DUE = 10
 RECONNECT_PAUSES_S = (0.1, 0.2, 0.5, 1.0)
 
 
@@ -72,6 +74,7 @@ class Puller:
         self._takeover_idle_s = takeover_idle_s
         self._watch = watch
         self._on_housekeeping = on_housekeeping
+        self._uploads_ran_out = False  # since house was last kept
         self._postponed = 0  # how many waited for another attempt when house was last kept
         self._claimed: list[Entry] = []  # and not handed on yet
         self._suspects = Suspects(intake, pipeline)
@@ -174,6 +177,7 @@ class Puller:
         if self._postponed > MOST_POSTPONED_FOR_BACKFILL:
             backfill_room = 0
         self._claimed += self._intake.read([bus.UPLOADS], room)
+        self._uploads_ran_out |= len(self._claimed) < room
         if not self._claimed and backfill_room > 0:
             self._claimed += self._intake.read([bus.BACKFILL], backfill_room)
         if not self._claimed and not self._suspects.waiting:
@@ -210,7 +214,7 @@ class Puller:
         self._intake.refresh(self._held())
         try:
             self._postponed = self._intake.postponed()
-            self._intake.wake_due()
+            self._wake_due()
         except ModerationError as error:  # a stream that takes no entry must not end take-over and the watchdog
             logger.error("what waits for another attempt stays where it is: %s", error)
         if self._connected_for_s() <= self._takeover_idle_s + HOUSEKEEPING_S:
@@ -221,6 +225,18 @@ class Puller:
             self._pruned = time.monotonic()
             self._intake.prune_consumers()
         self._on_housekeeping()
+
+    def _wake_due(self) -> None:
+        """One lot, or as many as this process has a use for.
+
+        Twice what the content store had in the last second: one lot while it is away and each fails again, and soon all
+        that can be judged once it is back. None of that while uploads wait, which would be behind it.
+        """
+        more = self._pipeline.fetched_lately() // DUE_AT_ONCE if self._uploads_ran_out else 0
+        self._uploads_ran_out = False
+        lots = 1 + min(more, MOST_LOTS_DUE - 1)
+        while lots and self._intake.wake_due() == DUE_AT_ONCE:
+            lots -= 1
 
     def _regain(self) -> None:
         """Takes up claims whose answer was lost: a server that stood still carries them out when it goes on.

@@ -1,6 +1,7 @@
 """What a process has claimed it keeps, whichever command after that fails; on a real server that refuses it."""
 
 import contextlib
+import json
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -13,10 +14,10 @@ from tests.support.worker import Broker
 from worker import bus, connection
 from worker.entry import MOST_BROKEN_DEVICES, MOST_DEATHS_ALONE, Entry
 from worker.errors import ModerationError, UnavailableError
-from worker.intake import Intake
+from worker.intake import DUE_AT_ONCE, Intake
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
-from worker.puller import Puller
+from worker.puller import MOST_LOTS_DUE, Puller
 
 LONG_MS = 60_000
 
@@ -27,6 +28,7 @@ class EmptyPipeline:
     def __init__(self) -> None:
         self.accepted: list[Entry] = []
         self.abandoned: set[tuple[str, bytes]] = set()
+        self.fetched = 0
 
     def in_work(self) -> list[Any]:
         """Nothing."""
@@ -47,6 +49,10 @@ class EmptyPipeline:
     def judged_lately(self) -> int:
         """None."""
         return 0
+
+    def fetched_lately(self) -> int:
+        """What a test says."""
+        return self.fetched
 
     def leave_overdue(self, fetch_s: float, work_s: float) -> None:
         """There is nothing to leave."""
@@ -268,3 +274,28 @@ def test_a_flood_of_such_entries_is_not_claimed_faster_than_it_is_judged(raw: re
     while len(pipeline.accepted) < 50:
         puller._turn()
     assert len(puller._held()) <= 2 * 16 + 8
+
+
+def test_after_an_outage_what_is_due_goes_back_as_fast_as_it_can_be_judged(raw: redis.Redis, intake: Intake) -> None:
+    """By a process that runs out of uploads and whose content store has what it asks for; else a lot a second."""
+    due = {json.dumps({"content_id": f"c{number}", "backfill": 0, "rescan": 0}): 1 for number in range(3000)}
+    raw.zadd(bus.RETRY, due)
+    pipeline = EmptyPipeline()
+    puller = puller_of(intake, pipeline, takeover_idle_s=15)
+
+    def woken(fetched_lately: int) -> int:
+        pipeline.fetched = fetched_lately
+        before = raw.zcard(bus.RETRY)
+        puller._keep_house()
+        return before - raw.zcard(bus.RETRY)
+
+    puller._claim(8)  # of nothing
+    assert woken(0) == DUE_AT_ONCE, "the store is away"
+    puller._claim(8)
+    assert woken(450) == DUE_AT_ONCE, "uploads wait"
+    raw.delete(bus.UPLOADS)
+    puller._claim(8)
+    assert woken(450) == 5 * DUE_AT_ONCE
+    raw.delete(bus.UPLOADS)
+    puller._claim(8)
+    assert woken(10**6) == MOST_LOTS_DUE * DUE_AT_ONCE

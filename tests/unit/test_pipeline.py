@@ -179,8 +179,11 @@ def test_what_cannot_even_be_made_ends_nothing(pipeline: Pipeline, broker: Broke
     client.close()
 
 
-def test_whatever_becomes_of_a_picture_its_bytes_are_let_go(pipeline: Pipeline, broker: Broker, tmp_path: Path) -> None:
+def test_whatever_becomes_of_a_picture_its_bytes_are_let_go(
+    pipeline: Pipeline, broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Good, unreadable and missing ones, with room for one at a time: all are judged, nothing is held in the end."""
+    monkeypatch.setattr("worker.pipeline.RATE_WINDOW_S", 60.0)
     client, intake = Moderation(broker.url), Intake(connection.connect(broker.url), "test", 15)
     pipeline._fetchers._most_held_bytes = 1
     kinds = {"good": picture("approved"), "unreadable": b"no picture", "large": bytes(100_001), "missing": None}
@@ -200,6 +203,8 @@ def test_whatever_becomes_of_a_picture_its_bytes_are_let_go(pipeline: Pipeline, 
         "missing": {("not_found",)},
     }
     assert pipeline._fetchers._held_bytes == 0
+    wait_until(lambda: pipeline.judged_lately() == len(ids), "all to have left")
+    assert pipeline.fetched_lately() == 6, "the store had two kinds, and no bytes of the others"
     client.close()
 
 
