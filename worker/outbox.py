@@ -169,8 +169,11 @@ class Outbox:
 
 
 def _log(outcomes: Sequence[Outcome], became: Sequence[Published | ModerationError]) -> None:
-    """One line for all that was published together."""
-    documents = [done.document for done in became if isinstance(done, Published) and done.document is not None]
+    """One line for all that was published together; none where all was refused, which may go on for hours."""
+    taken = [done for done in became if isinstance(done, Published)]
+    if not taken:
+        return
+    documents = [done.document for done in taken if done.document is not None]
     counted: Counter[str] = Counter(document.label or "undecided" for document in documents)
     counted.update("banned" for document in documents if document.ban)
     logger.info(

@@ -146,6 +146,22 @@ def test_refusals_are_no_progress(pipeline: Pipeline, tmp_path: Path) -> None:
     assert pipeline.stands_still_s() > IDLE_S / 2
 
 
+def test_what_a_full_server_refuses_again_and_again_is_logged_once(
+    pipeline: Pipeline, broker: Broker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Five times a second, for as long as it takes."""
+    caplog.set_level("INFO", "worker.outbox")
+    raw = broker.client()
+    (tmp_path / "one").write_bytes(picture("approved"))
+    raw.xadd(bus.UPLOADS, {"content_id": "one"})
+    raw.config_set("maxmemory", 1)
+    pipeline.accept(Intake(connection.connect(broker.url), "test", 15).read([bus.UPLOADS], 1))
+    wait_until(lambda: raw.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"] > 3, "some attempts")
+    assert [record.getMessage()[:30] for record in caplog.records] == ["1 results wait to be published"]
+    raw.config_set("maxmemory", 0)
+    wait_until(lambda: "published 1 of 1: 1 approved" in caplog.messages, "the publish", 20)
+
+
 def test_decisions_are_made_beside_the_device_and_a_failed_one_is_its_pictures_own(
     pipeline: Pipeline, broker: Broker, tmp_path: Path, version: Version
 ) -> None:
