@@ -5,13 +5,14 @@
 -- ARGV  1 how many of each at most, and of both  2 the longest pause there is, in ms
 --       3 how many more to look through for uploads  4 the number of this look, from 0
 --       5 pause of what its stream refuses, in ms; no longer than the longest
+--       6 among how many of the first due uploads are looked for
 -- A member is JSON: content_id, backfill, rescan (0/1), enqueued_ms, attempt (numbers), and since when it has failed
 -- for a reason, in ms: not_found_since_ms, fetch_failed_since_ms (0 or missing: never for this one);
 -- deaths and broken_devices of the processes that judged it alone, where there are any.
 -- Returns {how many went back, the error of a stream that takes none or ''}: that one's members stay.
 
 local RETRY, UPLOADS, BACKFILL = unpack(KEYS)
-local MOST, LONGEST_PAUSE_MS, MORE, LOOK, REFUSED_MS = unpack(ARGV)
+local MOST, LONGEST_PAUSE_MS, MORE, LOOK, REFUSED_MS, REACH = unpack(ARGV)
 MOST, MORE = tonumber(MOST), tonumber(MORE)
 local now = clock()
 
@@ -35,9 +36,12 @@ end
 sort(redis.call('ZRANGEBYSCORE', RETRY, first, last, 'LIMIT', 0, MOST))
 if number > MOST and #uploads < MOST then
   -- Uploads may stand behind more backfill than one script may go through: each look is at another part. From the end,
-  -- for what leaves at the front in between would otherwise push some past the border between two parts unseen.
-  local part = tonumber(LOOK) % math.ceil(number / MORE)
-  sort(redis.call('ZREVRANGEBYSCORE', RETRY, last, first, 'LIMIT', part * MORE, MORE))
+  -- for what leaves at the front in between would otherwise push some past the border between two parts unseen; and not
+  -- from the end of millions, to which older servers walk.
+  local reach = math.min(number, tonumber(REACH))
+  local part = tonumber(LOOK) % math.ceil(reach / MORE)
+  local from = reach - (part + 1) * MORE
+  sort(redis.call('ZRANGEBYSCORE', RETRY, first, last, 'LIMIT', math.max(0, from), MORE + math.min(0, from)))
 end
 
 local refused, refusal = {}, ''
