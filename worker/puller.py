@@ -77,7 +77,7 @@ class Puller:
         self._uploads_ran_out = False  # since house was last kept
         self._postponed = 0  # how many waited for another attempt when house was last kept
         self._claimed: list[Entry] = []  # and not handed on yet
-        self._suspects = Suspects(intake, pipeline)
+        self._suspects = Suspects(intake, pipeline, metrics)
         self._connected_since: float | None = None
         self._kept_house = 0.0
         self._kept_house_ms = 0  # on Redis's clock, by which claims grow old

@@ -13,6 +13,7 @@ from dataclasses import replace
 from worker.entry import MOST_BROKEN_DEVICES, MOST_DEATHS_ALONE, Entry
 from worker.errors import ModerationError
 from worker.intake import Intake
+from worker.metrics import Metrics
 from worker.pipeline import Pipeline
 
 # How long a suspect waits for the process to be empty before others get another turn.
@@ -22,9 +23,10 @@ PATIENCE_S = 10.0
 class Suspects:
     """Of one process, for the thread that pulls. Methods raise UnavailableError where Redis does not answer."""
 
-    def __init__(self, intake: Intake, pipeline: Pipeline) -> None:
+    def __init__(self, intake: Intake, pipeline: Pipeline, metrics: Metrics) -> None:
         self._intake = intake
         self._pipeline = pipeline
+        self._metrics = metrics
         self._waiting: deque[Entry] = deque()
         self._alone: Entry | None = None
         self._marking: Entry | None = None
@@ -97,7 +99,12 @@ class Suspects:
         return next((entry for entry in self._waiting if not entry.backfill), self._waiting[0])
 
     def _judge_alone(self) -> None:
-        entry = self._marking = self._marking or self._next()  # whose mark Redis may have taken already
+        entry = self._marking or self._next()  # the first: Redis may have taken its mark already
+        if self._marking is None and not self._intake.without_known([entry]):
+            self._waiting.remove(entry)  # judged meanwhile, by a process that was only away, most likely
+            self._metrics.duplicates.inc()
+            return
+        self._marking = entry
         deaths, broken_devices = fates = self._intake.mark_alone(entry)
         self._waiting.remove(entry)
         entry = replace(entry, fates=fates)  # which go with it where it is postponed

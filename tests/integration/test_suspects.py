@@ -115,6 +115,24 @@ def test_a_suspect_upload_goes_before_suspect_backfill(place: Place) -> None:
     assert waited_s < 3 * 3, f"{waited_s:.1f} s, longer than the one in work, the take-over and one more"
 
 
+def test_a_suspect_that_was_judged_while_it_waited_is_not_judged_again(place: Place) -> None:
+    """As where its process was only cut off for a while, and publishes what it had: behind one whose fetch hangs, seven
+    get their verdicts from elsewhere."""
+    os.mkfifo(place.content / "hung")
+    die_with(place, ["hung"])
+    waiting = [place.add() for _ in range(7)]
+    die_with(place, waiting)
+    worker = place.start_worker(takeover_idle_s="1", fetch_timeout_s="60").wait_ready()
+    wait_until(lambda: alone_marks(place) and worker.metric("moderation_reclaimed_total") == 8, "it to be judged alone")
+    for content_id in waiting:
+        place.client.correct(content_id, "not_suitable", by="ann")
+    place.client.wait(waiting, 30)
+    (place.content / "hung").write_bytes(b"no picture")
+    wait_until(lambda: place.broker.client().xlen(bus.UPLOADS) == 0, "all to leave", 30)
+    assert worker.metric("moderation_stage_seconds_count", stage="fetch") == 1
+    assert worker.metric("moderation_duplicates_total") == 7
+
+
 def test_deaths_are_counted_over_failed_fetches(place: Place) -> None:
     """Two processes have died of a picture alone, then it is missing for a while: when a third dies of it, alone again,
     it is given up."""
