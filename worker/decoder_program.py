@@ -4,9 +4,10 @@ other end of its socket is closed.
     in     size (8 bytes), the picture
     out    size (8 bytes), a header in JSON, and the pixels where the header tells of frames
 
-It confines itself before it reads the first picture, and knows nothing of the worker that reads its answers;
-`decoder_process` is that side. Never a pickle on the way back: a process that a picture has taken over can lie about
-pictures, that one and those it reads after it until it is replaced, and nothing more.
+It confines itself before it reads the first picture: it has what it needs by then, and opens nothing any more. It knows
+nothing of the worker that reads its answers; `decoder_process` is that side. Never a pickle on the way back: a process
+that a picture has taken over can lie about pictures, that one and those it reads after it until it is replaced, and
+nothing more.
 """
 
 import ctypes
@@ -22,7 +23,9 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
+from worker import landlock
 from worker.errors import ContentError
+from worker.model import preprocessing
 from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing
 
 # Lower than the process that it works for: a network on the same cores waits for its slowest thread, so that a decoder
@@ -63,6 +66,7 @@ def main() -> None:
     parameters = Preprocessing.from_json(job["preprocessing"])
     limits = DecodeLimits(job["max_pixels"])
     decode: Decode = getattr(importlib.import_module(job["module"]), job["function"])
+    preprocessing.load_readers()
     _confine(job["memory_bytes"])
     if os.getppid() != job["parent"]:
         return  # it died before the line above could bind us to it
@@ -90,6 +94,9 @@ def _confine(memory_bytes: int) -> None:
         with open("/proc/self/statm") as statm:
             used = int(statm.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes, used + memory_bytes))
+        landlock.give_up_everything()
+    # Last: from here on no file, socket or pipe is opened any more. What is open, the link among it, stays open.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
 
 
 def _answer(

@@ -14,7 +14,7 @@ from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing
 def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> Decoded:
     """`segfault`, `abort`, `hang`, `eat`, `raise`, `refuse`, `kill`; else a picture of its first byte.
 
-    `signal NAME` ends its process by that signal; `once NAME FILE` only the first time, when the file is not there.
+    `signal NAME` ends its process by that signal; `nap` takes its time.
     """
     if data == b"segfault":
         ctypes.string_at(0)
@@ -30,13 +30,10 @@ def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> D
         raise ContentError("unreadable", "It is broken.")
     if data == b"kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    word, *rest = data.split(b" ")
-    if word == b"signal" or (word == b"once" and not os.path.exists(rest[1])):
-        if word == b"once":
-            open(rest[1], "x").close()
-        number = signal.Signals[f"SIG{rest[0].decode()}"]
-        if number != signal.SIGKILL:
-            signal.signal(number, signal.SIG_DFL)  # nohup, and what it starts, ignores HUP
-        os.kill(os.getpid(), number)
+    if data == b"nap":
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, and what it starts, ignores it
+        time.sleep(1)
+    if data.startswith(b"signal "):
+        os.kill(os.getpid(), signal.Signals[f"SIG{data.split()[1].decode()}"])
     shape = (1, preprocessing.crop, preprocessing.crop, 3)
     return Decoded(np.full(shape, data[0], np.uint8), "TEST", 1, 1)

@@ -6,7 +6,9 @@ spin                                 never comes back, in C code that no Python 
 grow                                 takes memory bit by bit until there is none
 exit                                 ends its process as if all were well
 sleep <seconds>                      takes its time
-tell <file>                          writes there what it knows of its and its parent's environment and command line
+tell                                 answers with what it knew at its start of its and its parent's environment and
+                                     command line, see `said`
+reach <folder> <port>                answers with whatever it got at by then, of all that it should not, see `said`
 film                                 answers with as many frames as there may be
 anything else                        becomes frames that tell it apart, see `answer`
 """
@@ -16,14 +18,32 @@ import hashlib
 import json
 import os
 import pickle
+import resource
+import signal
+import socket
+import stat
 import struct
+import sys
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing
+
+
+def _known() -> str:
+    if sys.platform != "linux":
+        return ""
+    files = ("self/environ", "self/cmdline", f"{os.getppid()}/cmdline")
+    return repr(dict(os.environ)) + "".join(Path("/proc", name).read_text(errors="backslashreplace") for name in files)
+
+
+# Before it is confined, as everything here that is no function: then it could not read it any more.
+KNOWN = _known()
 
 
 def answer(data: bytes, preprocessing: Preprocessing) -> Decoded:
@@ -53,18 +73,51 @@ def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> D
     if word == b"exit":
         os._exit(0)
     if word == b"tell":
-        _tell(rest.decode())
+        return _saying(KNOWN, preprocessing)
+    if word == b"reach":
+        folder, port = rest.decode().split()
+        return _saying(" ".join(_reach(Path(folder), int(port))), preprocessing)
     if word == b"sleep":
         time.sleep(float(rest.split()[0]))
     return answer(data, preprocessing)
 
 
-def _tell(path: str) -> None:
-    with open(path, "w") as file:
-        file.write(repr(dict(os.environ)))
-        for name in ("self/environ", "self/cmdline", f"{os.getppid()}/cmdline"):
-            with open(f"/proc/{name}", errors="backslashreplace") as known:
-                file.write(known.read())
+def said(decoded: Decoded) -> str:
+    """What an answer to `tell` or `reach` says."""
+    return decoded.frames.tobytes().rstrip(b"\0").decode()
+
+
+def _saying(text: str, preprocessing: Preprocessing) -> Decoded:
+    frames = np.zeros((preprocessing.max_frames, preprocessing.crop, preprocessing.crop, 3), np.uint8)
+    written = text.encode()[: frames.size]
+    frames.reshape(-1)[: len(written)] = np.frombuffer(written, np.uint8)
+    return Decoded(frames, "JPEG", 1, 1)
+
+
+def _reach(folder: Path, port: int) -> list[str]:
+    """What it could do in `folder`, where there are files `secret` and `spoil`, and to others; their names."""
+    attempts: dict[str, Callable[[], object]] = {
+        "read": lambda: (folder / "secret").read_text(),
+        "list": lambda: os.listdir(folder),
+        "write": lambda: (folder / "written").write_text("mine"),
+        "tcp": lambda: socket.create_connection(("127.0.0.1", port), timeout=5),
+        "udp": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", port)),
+        "unix": lambda: socket.socket(socket.AF_UNIX),
+        "run": lambda: os.posix_spawn("/bin/true", ["true"], {}),
+        "truncate": lambda: os.truncate(folder / "spoil", 0),
+        "rename": lambda: os.rename(folder / "spoil", folder / "secret"),
+        "remove": lambda: os.unlink(folder / "spoil"),
+        "folder": lambda: os.mkdir(folder / "made"),
+        "signal": lambda: os.kill(os.getppid(), signal.SIGCONT),
+    }
+    if os.getuid() != 0:  # who may raise what is forbidden, but is not to run this
+        attempts = {"limit": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)), **attempts}
+    reached = []
+    for name, attempt in attempts.items():
+        with contextlib.suppress(OSError, ValueError):
+            attempt()
+            reached.append(name)
+    return reached
 
 
 class _Surprise:
@@ -91,10 +144,10 @@ def _lie(how: str, folder: str) -> None:
         "drip": json.dumps(header).encode(),
     }[how]
     size = 2**60 if how == "size" else len(text)
-    for name in os.listdir("/proc/self/fd"):
+    for descriptor in range(256):
         with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
-                os.write(int(name), struct.pack("!Q", size) + text)
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                os.write(descriptor, struct.pack("!Q", size) + text)
                 while how == "drip":
-                    os.write(int(name), b"\0")
+                    os.write(descriptor, b"\0")
                     time.sleep(0.01)

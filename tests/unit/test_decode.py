@@ -1,5 +1,6 @@
 """Decoder processes that crash, hang, grow, are killed: each costs one picture at most, and nobody else's."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from tests.support.bad_decoder import decode
 from tests.support.pictures import picture
-from tests.support.processes import decoders_of
+from tests.support.processes import decoders_of, lives
 from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY
 from worker.decode import DecoderPool
@@ -27,14 +28,14 @@ PATIENCE_S = 60.0
 
 
 class Pool(DecoderPool):
-    """Two decoders that run `bad_decoder`, and what they were restarted for."""
+    """Decoders that run `bad_decoder`, and what they were restarted for."""
 
-    def __init__(self) -> None:
+    def __init__(self, processes: int = 2) -> None:
         self.causes: Counter[str] = Counter()
         super().__init__(
             Preprocessing(),
             DecodeLimits(),
-            processes=2,
+            processes=processes,
             timeout_s=TIMEOUT_S,
             memory_bytes=512 * 2**20,
             on_restart=lambda cause: self.causes.update([cause]),
@@ -61,6 +62,13 @@ def reason(future: "Future[Decoded]") -> str:
     with pytest.raises(ContentError) as caught:
         future.result(PATIENCE_S)
     return caught.value.reason
+
+
+def ended_by(number: signal.Signals, pid: int) -> bool:
+    """Sends it; whether the process has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+    return not lives(pid)
 
 
 def test_every_picture_gets_its_own_frames(pool: Pool) -> None:
@@ -111,12 +119,17 @@ def test_a_fault_costs_one_process_and_its_picture(pool: Pool) -> None:
     assert pool.causes == {"crash": len(faults)}
 
 
-def test_one_kill_blames_nobody(pool: Pool, tmp_path: Path) -> None:
+def test_one_kill_blames_nobody() -> None:
     """The kernel short of memory, or an operator, struck the process that happened to read this picture."""
-    for name in ("KILL", "TERM", "HUP"):
-        struck = pool.submit(f"once {name} {tmp_path / name}".encode())
-        assert value(struck) == ord("o") and (tmp_path / name).exists()
-    assert pool.causes == {"killed": 3}
+    with Pool(processes=1) as pool:
+        value(pool.submit(b"\0"))
+        for killed_by in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP):
+            struck = pool.submit(b"nap")
+            wait_until(struck.running, "the picture to be read")
+            (reader,) = decoders_of(os.getpid())
+            wait_until(lambda pid=reader, by=killed_by: ended_by(by, pid), "the decoder's end")
+            assert value(struck) == ord("n")
+        assert pool.causes == {"killed": 3}
 
 
 def test_killing_every_decoder_between_jobs_blames_nobody(pool: Pool) -> None:

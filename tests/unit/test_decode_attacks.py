@@ -1,10 +1,12 @@
 """What `test_decode` does not try: decoders that lie, starve and wear out, and what each of them costs others."""
 
+import ctypes
 import json
 import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +30,8 @@ PARAMETERS = Preprocessing(resize=32, crop=32)
 PATIENCE_S = 90
 MEMORY_BYTES = 256 * 2**20
 TIMEOUT_S = 20.0  # far beyond what any harmless picture here takes, on a busy machine too
+
+LANDLOCK = max(0, ctypes.CDLL(None).syscall(444, None, 0, 1)) if sys.platform == "linux" else 0
 
 MakePool = Callable[..., DecoderPool]
 
@@ -131,18 +135,30 @@ def test_an_answer_that_comes_byte_by_byte_ends_with_its_time_limit(make_pool: M
     assert restarts == ["timeout"] * 2
 
 
-def test_a_process_taken_over_is_told_no_secret(
-    make_pool: MakePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_taken_over_is_told_no_secret(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither its environment, as it is and as it was at the start, nor a command line holds a password or a key."""
     monkeypatch.setenv("MODERATION_REDIS_URL", "rediss://worker:geheim@redis:6379/0")
     monkeypatch.setenv("MODERATION_CONTENT_OPTIONS", '{"secret": "geheim"}')
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "geheim")
-    told = tmp_path / "told"
-    make_pool(processes=1).submit(b"tell " + bytes(told)).result(PATIENCE_S)
-    known = told.read_text()
+    known = lying_decoder.said(make_pool(processes=1).submit(b"tell").result(PATIENCE_S))
     assert "OPENBLAS_NUM_THREADS" in known and "decoder_program" in known, "or it knows nothing at all"
     assert "geheim" not in known and "MODERATION_" not in known and "AWS_" not in known
+
+
+def test_a_process_taken_over_reaches_nothing(make_pool: MakePool, tmp_path: Path) -> None:
+    """No file of its user, no port, no program and no other process, as far as the system can forbid it."""
+    (tmp_path / "secret").write_text("geheim")
+    (tmp_path / "spoil").write_text("precious")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        attempt = b"reach %s %d" % (bytes(tmp_path), server.getsockname()[1])
+        reached = lying_decoder.said(make_pool(processes=1).submit(attempt).result(PATIENCE_S)).split()
+    beyond = {"truncate", "rename", "remove", "folder", "run", "signal"}  # what opens nothing, and needs Landlock
+    assert [name for name in reached if name not in beyond] == []
+    if LANDLOCK:
+        forgiven = {"signal"} if LANDLOCK < 6 else set()
+        assert set(reached) <= forgiven | ({"truncate"} if LANDLOCK < 3 else set())
+        assert (tmp_path / "secret").read_text() == "geheim"
+        assert LANDLOCK < 3 or (tmp_path / "spoil").read_text() == "precious"
 
 
 PEEK = """

@@ -21,6 +21,7 @@ PREPROCESSING = Preprocessing()
 LIMITS = DecodeLimits()
 BLUE = (20, 40, 200)
 WHITE = (255, 255, 255)
+MODES = [("1", "PNG"), ("P", "GIF"), ("I;16", "PNG"), ("LA", "PNG"), ("CMYK", "JPEG"), ("RGB", "BMP"), ("RGBA", "WEBP")]
 
 
 def encoded(image: Image.Image, image_format: str, **options: object) -> bytes:
@@ -386,3 +387,26 @@ def test_decoder_processes_do_not_load_torch() -> None:
     """Their program brings in neither torch nor anything of it: decoders start fast and stay small."""
     code = "import sys, worker.decoder_program, worker.model.preprocessing; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+OPENED = """
+import sys
+from worker.model.preprocessing import DecodeLimits, Preprocessing, decode, load_readers
+load_readers()
+pictures, opened = [bytes.fromhex(line) for line in sys.stdin], []
+sys.addaudithook(lambda event, arguments: opened.append(arguments[0]) if event in ("open", "import") else None)
+for picture in pictures:
+    decode(picture, Preprocessing(), DecodeLimits())
+sys.exit(str(opened) if opened else 0)
+"""
+
+
+def test_reading_a_picture_opens_no_file() -> None:
+    """No module that is imported only then either: a decoder process, which is confined by that time, could not."""
+    pictures = [encoded(noise(60, 40), form) for form in ("JPEG", "WEBP", "AVIF")]
+    pictures += [encoded(Image.new(mode, (40, 40)), form) for mode, form in MODES]
+    pictures += [animation(form, [BLUE, WHITE, (9, 9, 9)], [100] * 3) for form in ("GIF", "PNG", "WEBP", "AVIF")]
+    pictures.append(encoded(noise(60, 40), "MPO", save_all=True, append_images=[noise(60, 40)]))
+    lines = "\n".join(picture.hex() for picture in pictures)
+    ended = subprocess.run([sys.executable, "-c", OPENED], input=lines, text=True, capture_output=True, check=False)
+    assert ended.returncode == 0, ended.stderr

@@ -142,6 +142,12 @@ def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> D
         raise ContentError(_reason(error, data), f"{type(error).__name__}: {said}"[:500]) from error
 
 
+def load_readers() -> None:
+    """Imports what reading some picture would import later: a confined process can open no file for it then."""
+    Image.init()
+    _formats()
+
+
 def frames_to_judge(durations_ms: Sequence[float], most: int) -> list[int]:
     """Which frames of an animation are judged, in order: at most `most`, the first always among them.
 
