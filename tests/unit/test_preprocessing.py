@@ -1,6 +1,7 @@
 """Bytes to frames: what is shown to the network, and what is refused with which reason."""
 
 import io
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from torchvision.transforms import CenterCrop, Compose, Resize
 
 from worker.errors import ContentError, UsageError, WeightsError
@@ -139,6 +140,49 @@ def test_exif_orientation_is_applied(orientation: int, size: tuple[int, int]) ->
     decoded = seen(data)
     assert (decoded.width, decoded.height) == ImageOps.exif_transpose(Image.open(io.BytesIO(data))).size
     assert np.abs(decoded.frames[0] - as_shown(data)).max() <= 1
+
+
+def exif_block(*tags: tuple[int, int, int, int], order: str = "<") -> bytes:
+    """An EXIF block whose only directory has these tags: (tag, type, count, value)."""
+    packed = [
+        struct.pack(f"{order}HHI", *tag[:3])
+        + struct.pack(f"{order}{'HH' if tag[1] == 3 else 'I'}", *((tag[3], 0) if tag[1] == 3 else tag[3:]))
+        for tag in tags
+    ]
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order]
+    return b"Exif\0\0" + head + struct.pack(f"{order}IH", 8, len(tags)) + b"".join(packed) + b"\0" * 4
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("tags", "upright"),
+    [
+        ([(0x0112, 3, 1, 3)], False),
+        ([(0x0110, 4, 1, 7), (0x0112, 3, 1, 3), (0x0112, 3, 1, 1)], False),  # the first of two
+        ([(0x0112, 4, 1, 3)], True),  # 32 bits
+        ([(0x0112, 3, 2, 3)], True),  # two numbers
+        ([(0x0112, 3, 1, 9)], True),
+    ],
+)
+def test_orientation_is_what_browsers_read(order: str, tags: list[tuple[int, int, int, int]], upright: bool) -> None:
+    """Or a picture is judged upside down that everybody sees upright."""
+    image = noise(300, 300)
+    judged = seen(encoded(image, "PNG", exif=exif_block(*tags, order=order))).frames
+    shown = image if upright else image.rotate(180)
+    assert (judged == seen(encoded(shown, "PNG")).frames).all()
+
+
+def test_orientation_in_xmp_is_ignored() -> None:
+    """As by browsers, whatever the format; Pillow would turn the picture."""
+    image, xmp = noise(300, 300), b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="3"/></x:xmpmeta>'
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    text.add_text("Raw profile type exif", "\nexif\n34\n" + exif_block((0x0112, 3, 1, 3)).hex())
+    assert (seen(encoded(image, "PNG", pnginfo=text)).frames == seen(encoded(image, "PNG")).frames).all()
+    lossless = {"lossless": True, "exact": True}
+    plain, turned = (encoded(image, "WEBP", **lossless, **more) for more in ({}, {"xmp": xmp}))
+    assert Image.open(io.BytesIO(turned)).getexif().get(0x0112) == 3
+    assert (seen(turned).frames == seen(plain).frames).all()
 
 
 def test_a_broken_exif_block_does_not_spoil_the_picture() -> None:
@@ -403,7 +447,7 @@ sys.exit(str(opened) if opened else 0)
 
 def test_reading_a_picture_opens_no_file() -> None:
     """No module that is imported only then either: a decoder process, which is confined by that time, could not."""
-    pictures = [encoded(noise(60, 40), form) for form in ("JPEG", "WEBP", "AVIF")]
+    pictures = [encoded(noise(60, 40), form, exif=exif_block((0x0112, 3, 1, 6))) for form in ("JPEG", "WEBP", "AVIF")]
     pictures += [encoded(Image.new(mode, (40, 40)), form) for mode, form in MODES]
     pictures += [animation(form, [BLUE, WHITE, (9, 9, 9)], [100] * 3) for form in ("GIF", "PNG", "WEBP", "AVIF")]
     pictures.append(encoded(noise(60, 40), "MPO", save_all=True, append_images=[noise(60, 40)]))

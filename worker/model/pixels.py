@@ -20,27 +20,33 @@ _UPRIGHT: Final = {
 _EIGHT_BIT: Final = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 """The nearest 8-bit level of each 16-bit one: white is 65,535 = 255 * 257."""
 
-_BROKEN_EXIF: Final = (
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    OSError,
-    EOFError,
-    struct.error,
-)
-"""What Pillow raises for an EXIF block that breaks off or contradicts itself."""
+_ORIENTATION: Final = 0x0112
+_SHORT: Final = 3
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none or the EXIF block is broken, as browsers do."""
-    try:
-        value = image.getexif().get(0x0112, 1)
-    except _BROKEN_EXIF:
+    """The EXIF orientation, 1 to 8; 1 where there is none or the EXIF block is broken.
+
+    As browsers read it, or a picture could be judged upside down and shown upright: the first directory's first such
+    tag that is one 16-bit number, and nothing that XMP or a text says, which Pillow's own reading takes for it, too.
+    """
+    block = image.info.get("exif")
+    if not isinstance(block, bytes):
         return 1
-    return value if value in _UPRIGHT else 1
+    block = block.removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
+    if order is None:
+        return 1
+    try:
+        (directory,) = struct.unpack_from(f"{order}I", block, 4)
+        (entries,) = struct.unpack_from(f"{order}H", block, directory)
+        for at in range(directory + 2, directory + 2 + 12 * entries, 12):
+            tag, kind, count, value = struct.unpack_from(f"{order}HHIH", block, at)
+            if (tag, kind, count) == (_ORIENTATION, _SHORT, 1):
+                return value if value in _UPRIGHT else 1
+    except struct.error:  # it breaks off
+        pass
+    return 1
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
