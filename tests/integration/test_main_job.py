@@ -7,7 +7,7 @@ import pytest
 from celery import Celery
 from PIL import Image
 
-from tests.support.pictures import COLOURS, animation, picture
+from tests.support.pictures import COLOURS, animation, encoded, picture
 from tests.support.place import Place
 from tests.support.waiting import wait_until
 from worker.errors import UsageError
@@ -57,6 +57,16 @@ def test_the_most_dangerous_frame_decides(busy_place: Place, format: str) -> Non
     content_id = busy_place.add(animation(labels, format))
     document = busy_place.judge(content_id)[content_id]
     assert (document.label, document.ban, document.frames) == ("risked", True, 6)
+
+
+@pytest.mark.parametrize("size", [(300, 1500), (1500, 300)])
+def test_the_end_of_a_long_picture_decides(busy_place: Place, size: tuple[int, int]) -> None:
+    """What is risked is banned wherever it stands in a strip, not in its middle alone."""
+    strip = Image.new("RGB", size, COLOURS["approved"])
+    strip.paste(COLOURS["risked"], (0, 0, 300, 300))
+    content_id = busy_place.add(encoded(strip))
+    document = busy_place.judge(content_id)[content_id]
+    assert (document.label, document.ban, document.frames) == ("risked", True, 7)
 
 
 def test_a_long_animation_is_sampled_over_its_time(busy_place: Place) -> None:

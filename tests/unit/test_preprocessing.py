@@ -15,12 +15,22 @@ from PIL import Image, ImageOps, PngImagePlugin
 from torchvision.transforms import CenterCrop, Compose, Resize
 
 from worker.errors import ContentError, UsageError, WeightsError
-from worker.model.pixels import to_rgb
+from worker.model.pixels import on_ground, straight
 from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing, decode, frames_to_judge
 
 PREPROCESSING = Preprocessing()
 LIMITS = DecodeLimits()
 BLUE = (20, 40, 200)
+UNDONE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""What turns an upright picture into one that is stored with that orientation."""
 WHITE = (255, 255, 255)
 MODES = [("1", "PNG"), ("P", "GIF"), ("I;16", "PNG"), ("LA", "PNG"), ("CMYK", "JPEG"), ("RGB", "BMP"), ("RGBA", "WEBP")]
 
@@ -74,7 +84,8 @@ def test_pixels_are_those_of_torchvision(size: tuple[int, int]) -> None:
     """Resize then CenterCrop of torchvision on the same picture gives the same pixels, up to one rounding."""
     image = noise(*size)
     expected = np.asarray(Compose([Resize(256), CenterCrop(224)])(image)).astype(int)
-    assert np.abs(seen(encoded(image, "PNG")).frames[0] - expected).max() <= 1
+    frames = seen(encoded(image, "PNG")).frames
+    assert np.abs(frames[len(frames) // 2] - expected).max() <= 1
 
 
 def as_shown(data: bytes) -> np.ndarray:
@@ -127,6 +138,35 @@ def test_at_what_fraction_a_jpeg_is_decoded(size: tuple[int, int], parameters: d
 def test_extreme_sides_need_no_memory(size: tuple[int, int]) -> None:
     """A line of 60,000 pixels is judged; scaling it as a whole would take 11 GB."""
     assert (seen(encoded(Image.new("RGB", size, BLUE), "PNG")).frames == BLUE).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("share", "squares"), [(2.4, 1), (2.5, 3), (4, 5), (30, 7)])
+def test_a_long_picture_is_judged_along_its_length(share: float, squares: int, orientation: int) -> None:
+    """Not in its middle alone, which is the middle square as before: what stands at an end is seen, too."""
+    across, along = 100, int(100 * share)
+    image = Image.new("RGB", (along, across), BLUE)
+    image.paste((200, 30, 30), (0, 0, 30, across))  # its beginning, which no centre shows
+    upright = image if orientation < 5 else image.transpose(Image.Transpose.ROTATE_270)
+    stored = upright.transpose(UNDONE[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    frames = seen(encoded(stored, "PNG", exif=exif)).frames
+    assert len(frames) == squares
+    red = [bool((frame[..., 0] > 150).mean() > 0.05) for frame in frames]
+    assert red == [squares > 1] + [False] * (squares - 1)
+    (middle,) = decode(encoded(stored, "PNG", exif=exif), Preprocessing(long_from=0.0), LIMITS).frames
+    assert (frames[squares // 2] == middle).all()
+
+
+def test_squares_of_a_long_picture_leave_nothing_out() -> None:
+    """Up to seven times as long as it is wide each part of it is in one of them, but for the margins of its ends."""
+    for along in range(250, 650, 7):
+        ramp = np.linspace(0, 255, along).astype(np.uint8)
+        image = Image.fromarray(np.tile(ramp, (100, 1)))
+        levels = {int(level) for frame in seen(encoded(image, "PNG")).frames for level in frame[112, :, 0]}
+        gaps = np.diff([0, *sorted(levels), 255])
+        assert gaps.max() <= 9, along
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -226,6 +266,54 @@ def test_palette_with_transparent_entries_lies_on_white() -> None:
     assert centre(encoded(image, "PNG", transparency=0)) == BLUE
 
 
+def hidden_on_white(light: Image.Image, dark: Image.Image) -> Image.Image:
+    """Shows `light` (grey, 128 and above) on white and `dark` (below) on black."""
+    on_white, on_black = np.asarray(light, np.int16), np.asarray(dark, np.int16)
+    alpha = 255 - (on_white - on_black)
+    grey = on_black * 255 // np.maximum(alpha, 1)
+    return Image.fromarray(np.stack([grey, alpha], axis=-1).astype(np.uint8), "LA")
+
+
+def grey_noise(seed: int, lowest: int, highest: int) -> Image.Image:
+    small = np.random.default_rng(seed).integers(lowest, highest, (9, 9), dtype=np.uint8)
+    return Image.fromarray(small).resize((256, 256), Image.Resampling.NEAREST)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "AVIF"])
+def test_what_white_hides_is_judged_on_black(image_format: str) -> None:
+    """One file, two pictures: the one that people with a dark page see is judged as well."""
+    light, dark = grey_noise(1, 140, 255), grey_noise(2, 0, 115)
+    options = {"WEBP": {"lossless": True, "exact": True}, "AVIF": {"quality": 100}}.get(image_format, {})
+    frames = seen(encoded(hidden_on_white(light, dark).convert("RGBA"), image_format, **options)).frames
+    assert len(frames) == 2
+    for frame, shown in zip(frames, (light, dark), strict=True):
+        difference = np.abs(np.asarray(shown, int)[16:240, 16:240, None] - frame)
+        assert difference.mean() < 3, "one of the two pictures is not as it is shown"
+
+
+def test_black_is_only_looked_at_where_it_shows_something_else() -> None:
+    """Not for an opaque picture with an alpha channel, a black drawing, or a version from before the field."""
+    drawing = Image.new("LA", (256, 256), (0, 0))
+    drawing.paste((0, 255), (80, 80, 180, 180))
+    chalk = Image.new("LA", (256, 256), (255, 0))
+    chalk.paste((255, 255), (80, 80, 180, 180))
+    counts = [len(seen(encoded(image, "PNG")).frames) for image in (noise(256, 256).convert("RGBA"), drawing, chalk)]
+    assert counts == [1, 1, 2]
+    before = {name: value for name, value in PREPROCESSING.to_json().items() if name not in ("on_black", "long_from")}
+    for parameters in (Preprocessing.from_json(before), Preprocessing(max_frames=1)):
+        assert len(decode(encoded(chalk, "PNG"), parameters, LIMITS).frames) == 1
+
+
+def test_a_transparent_animation_is_judged_at_half_as_many_moments() -> None:
+    """On white first, all of them, then on black: no more frames than of any other."""
+    levels = range(140, 240, 5)
+    frames = [hidden_on_white(Image.new("L", (40, 40), at), Image.new("L", (40, 40), at - 110)) for at in levels]
+    first, *others = [frame.convert("RGBA") for frame in frames]
+    data = encoded(first, "WEBP", save_all=True, append_images=others, duration=100, lossless=True, exact=True)
+    judged = seen(data).frames[:, 0, 0, 0].astype(int)
+    assert judged == pytest.approx([140, 165, 190, 215, 30, 55, 80, 105], abs=3)
+
+
 def test_transparent_16_bit_level_lies_on_white() -> None:
     """A 16-bit grey level named as transparent is shown white."""
     image = Image.fromarray(np.full((40, 40), 4660, np.uint16))
@@ -258,15 +346,15 @@ def test_transparent_16_bit_level_lies_on_white() -> None:
 )
 def test_every_mode_of_pillow_becomes_rgb(mode: str) -> None:
     """Whatever mode a plugin yields, it becomes RGB of the same size."""
-    rgb = to_rgb(Image.new(mode, (5, 4)))
+    rgb = on_ground(straight(Image.new(mode, (5, 4))), "white")
     assert (rgb.mode, rgb.size) == ("RGB", (5, 4))
 
 
 def test_levels_out_of_range_are_clipped() -> None:
     """Integer and float pictures beyond the range are clipped, and what is no number is black."""
-    assert to_rgb(Image.fromarray(np.array([[-5, 70_000]], np.int32))).getpixel((1, 0)) == WHITE
+    assert straight(Image.fromarray(np.array([[-5, 70_000]], np.int32))).getpixel((1, 0)) == WHITE
     floats = Image.fromarray(np.array([[np.nan, 1e9, -3.0, 99.6]], np.float32))
-    assert np.asarray(to_rgb(floats))[0, :, 0].tolist() == [0, 255, 0, 100]
+    assert np.asarray(straight(floats))[0, :, 0].tolist() == [0, 255, 0, 100]
 
 
 @pytest.mark.parametrize("image_format", ["GIF", "PNG", "WEBP"])
@@ -403,6 +491,9 @@ def test_preprocessing_reads_back_what_it_writes() -> None:
         {"jpeg_margins": [2.0, 1.5]},
         {"jpeg_margins": [1.0, 65.0]},
         {"jpeg_margins": [float("nan"), 2.0]},
+        {"on_black": 1},
+        {"long_from": 0.5},
+        {"long_from": float("nan")},
     ],
 )
 def test_preprocessing_that_cannot_be_served_is_refused(change: dict[str, object]) -> None:
@@ -414,9 +505,10 @@ def test_preprocessing_that_cannot_be_served_is_refused(change: dict[str, object
 def test_a_version_from_before_a_jpeg_had_margins_keeps_its_form_and_its_margins() -> None:
     """Its id follows from the form, and it was fitted on JPEGs decoded at half where twice the pixels remain."""
     before = Preprocessing().to_json()
-    del before["jpeg_margins"]
+    for name in ("jpeg_margins", "on_black", "long_from"):
+        del before[name]
     read = Preprocessing.from_json(before)
-    assert (read.to_json(), read.jpeg_margins) == (before, (2.0, 2.0))
+    assert (read.to_json(), read.jpeg_margins, read.on_black, read.long_from) == (before, (2.0, 2.0), False, 0.0)
 
 
 def test_a_missing_field_is_refused() -> None:

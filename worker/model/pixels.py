@@ -1,4 +1,4 @@
-"""One loaded picture of any of Pillow's modes, as it is shown: RGB, on white, upright. Knows no formats or frames."""
+"""One loaded picture of any of Pillow's modes, as it is shown: RGB, on some ground, upright. Knows no formats."""
 
 import struct
 from typing import Final
@@ -60,8 +60,8 @@ def reverses(orientation: int) -> tuple[bool, bool]:
     return orientation in (2, 3, 7, 8), orientation in (3, 4, 6, 7)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` of any of Pillow's modes as RGB, what is transparent on white.
+def straight(image: Image.Image) -> Image.Image:
+    """`image` of any of Pillow's modes as RGB, or as RGBA where something behind it would show through.
 
     16-bit grey is scaled to 8 bits (divided by 257), as is 32-bit integer, clipped to 16 bits first; float is
     clipped to 0..255. LAB goes through Pillow's colour management, all else through its own conversion.
@@ -78,12 +78,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if mode == "La":
         image = image.convert("LA")
     # Converting to the mode an image already has would copy it: 256 MB where it has 64 million pixels.
-    if not image.has_transparency_data:
-        return image if image.mode == "RGB" else image.convert("RGB")
-    image = image if image.mode == "RGBA" else image.convert("RGBA")
-    white = Image.new("RGB", image.size, "white")
-    white.paste(image, mask=image.getchannel("A"))
-    return white
+    if image.has_transparency_data:
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        if image.getchannel("A").getextrema() != (255, 255):
+            return image
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def on_ground(image: Image.Image, ground: str) -> Image.Image:
+    """What `straight` gave, as RGB: what shows through is of the colour `ground`."""
+    if image.mode == "RGB":
+        return image
+    flat = Image.new("RGB", image.size, ground)
+    flat.paste(image, mask=image.getchannel("A"))
+    return flat
 
 
 def _grey_from_16_bit(image: Image.Image) -> Image.Image:

@@ -1,7 +1,7 @@
 """Bytes of a picture in, uint8 frames of a fixed size out: the one preprocessing that trainer and worker share.
 
-    bytes -> open (listed formats, size checked) -> frames spread over time -> RGB on white
-          -> shorter side to `resize`, centre cut out -> upright -> uint8 [frames, crop, crop, 3]
+    bytes -> open (listed formats, size checked) -> frames spread over time
+          -> squares cut out of each, RGB, upright (`views`) -> uint8 [frames, crop, crop, 3]
 
 Pure code on untrusted bytes. Knows nothing of IDs, processes, time limits or networks, and never imports torch.
 Whatever Pillow and its libraries raise ends in `decode` as a ContentError.
@@ -13,6 +13,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from worker.errors import ContentError, UndecidedReason, UsageError, WeightsError
 from worker.model import pixels
+from worker.model.views import View, views
 
 FORMATS: Final[tuple[str, ...]] = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP")
 """What is opened, by Pillow's names; HEIF is added where pillow-heif is installed."""
@@ -29,10 +31,10 @@ _ANIMATED: Final = frozenset({"PNG", "WEBP", "GIF", "AVIF"})
 """Formats whose frames are shown one after another. Further pictures in a JPEG or HEIF are previews, depth or
 gain maps, which nobody is shown."""
 
-_RESAMPLING: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_INTERPOLATIONS: Final = ("bilinear", "bicubic")
 
-_MARGINS_BEFORE: Final = (2.0, 2.0)
-"""Of versions whose manifest does not say `jpeg_margins`."""
+_BEFORE: Final[Mapping[str, Any]] = {"jpeg_margins": (2.0, 2.0), "on_black": False, "long_from": 0.0}
+"""What holds for versions whose manifest does not say it, for they are from before there was such a field."""
 
 _SHORTEST_MS: Final = 10.0
 _REPLACED_MS: Final = 100.0
@@ -51,7 +53,14 @@ class Preprocessing:
     remains of its shorter side, at 1/4 or 1/8 as long as the second does: what is left is scaled by an antialiasing
     filter, and the less that has to do the sharper the picture comes out. At the defaults a picture changes about as
     much as by saving it at another JPEG quality, or less (measured on photographs and renderings,
-    tests/benchmarks/RESULTS.md); below them more. Raises WeightsError for values that this code cannot serve.
+    tests/benchmarks/RESULTS.md); below them more.
+
+    With `on_black` what is transparent is judged on black as well as on white, the grounds of light and dark pages:
+    one picture can be drawn to show one thing on the one and another on the other. Of a still picture whose longer side
+    is at least `long_from` times the shorter (0: of none), such as a strip of comics, squares all along it are judged,
+    not its middle alone. Each counts as one of `max_frames`.
+
+    Raises WeightsError for values that this code cannot serve.
     """
 
     resize: int = 256
@@ -61,6 +70,8 @@ class Preprocessing:
     interpolation: str = "bilinear"
     max_frames: int = 8
     jpeg_margins: tuple[float, float] = (1.5, 4.0)
+    on_black: bool = True
+    long_from: float = 2.5
 
     def __post_init__(self) -> None:
         whole = (self.resize, self.crop, self.max_frames)
@@ -75,24 +86,29 @@ class Preprocessing:
                 raise _not_supported(f"{name} must be three finite numbers")
         if min(self.std) <= 0:
             raise _not_supported("std must be greater than 0")
-        if self.interpolation not in _RESAMPLING:
-            raise _not_supported(f"interpolation {self.interpolation!r} is none of {', '.join(_RESAMPLING)}")
+        if self.interpolation not in _INTERPOLATIONS:
+            raise _not_supported(f"interpolation {self.interpolation!r} is none of {', '.join(_INTERPOLATIONS)}")
         if len(self.jpeg_margins) != 2 or not all(type(value) is float for value in self.jpeg_margins):
             raise _not_supported("jpeg_margins must be two numbers")
         if not 1 <= self.jpeg_margins[0] <= self.jpeg_margins[1] <= 64:
             raise _not_supported("jpeg_margins must be from 1 to 64, and the second no less than the first")
+        if type(self.on_black) is not bool:
+            raise _not_supported("on_black must be true or false")
+        if type(self.long_from) is not float or not (self.long_from == 0 or 1 <= self.long_from <= 1000):
+            raise _not_supported("long_from must be 0, or from 1 to 1000")
 
     def to_json(self) -> dict[str, Any]:
         """The form that stands in a manifest; `from_json` reads it back to an equal value."""
         document = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        if self.jpeg_margins == _MARGINS_BEFORE:
-            del document["jpeg_margins"]  # as it was written before there was such a field, for it decides the id
+        for name, value in _BEFORE.items():
+            if getattr(self, name) == value:
+                del document[name]  # as it was written before there was such a field, for it decides the id
         return document
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Preprocessing":
         """The preprocessing in a manifest. WeightsError where a field is missing, unknown, or not supported."""
-        document = {"jpeg_margins": _MARGINS_BEFORE, **document}
+        document = {**_BEFORE, **document}
         if odd := document.keys() ^ {field.name for field in fields(cls)}:
             raise _not_supported(f"its field {min(map(str, odd))!r} is missing or unknown")
         return cls(**document | {name: _floats(name, document[name]) for name in ("mean", "std", "jpeg_margins")})
@@ -111,8 +127,8 @@ class DecodeLimits:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture as the network's input: `frames` is uint8 [frames, crop, crop, 3], RGB; the first frame is always
-    the first. `format` is Pillow's name ("JPEG"), `width` and `height` are pixels as shown, turned upright."""
+    """A picture as the network's input: `frames` is uint8 [frames, crop, crop, 3], RGB, in the order as shown, on white
+    before on black. `format` is Pillow's name ("JPEG"), `width` and `height` are pixels as shown, turned upright."""
 
     frames: npt.NDArray[np.uint8]
     format: str
@@ -178,12 +194,19 @@ def _decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> 
         divisor = _divisor(min(image.size), preprocessing) if image_format == "JPEG" else 1
         stored = image.size if divisor > 1 else None  # an animation's frames may have sizes of their own
         image.draft(None, (image.width // divisor, image.height // divisor))
-        frames = [
-            _input(frame, preprocessing, stored, divisor)
+        seen = [
+            views(frame, preprocessing, still=count == 1, stored=stored, divisor=divisor)
             for index, frame in enumerate(_each_frame(image, chosen[-1] + 1, limits))
             if index in chosen
         ]
+    frames = _on_each_ground(seen)
+    if len(frames) > preprocessing.max_frames:
+        frames = _on_each_ground(seen[::2])[: preprocessing.max_frames]
     return Decoded(np.stack(frames), image_format, width, height)
+
+
+def _on_each_ground(seen: Sequence[tuple[list[View], list[View]]]) -> list[View]:
+    return [view for ground in zip(*seen, strict=True) for view in chain.from_iterable(ground)]
 
 
 def _divisor(shorter: int, preprocessing: Preprocessing) -> int:
@@ -217,34 +240,6 @@ def _check_size(image: Image.Image, limits: DecodeLimits) -> None:
 def _duration_ms(frame: Image.Image) -> float:
     duration = frame.info.get("duration", 0.0)
     return float(duration) if isinstance(duration, int | float) and math.isfinite(duration) else 0.0
-
-
-def _input(
-    frame: Image.Image, preprocessing: Preprocessing, stored: tuple[int, int] | None, divisor: int
-) -> npt.NDArray[np.uint8]:
-    """RGB, the shorter side scaled to `resize`, the centre `crop` by `crop`, upright: uint8 [crop, crop, 3].
-
-    The same pixels as torchvision's Resize and CenterCrop on an upright Pillow image. Only what the crop shows is
-    scaled, and turned after that: 1 x 60,000 pixels would otherwise become 256 x 15,360,000. What is cut out of a
-    picture decoded at a fraction follows from the sides it is `stored` with, for those it has are rounded up, and the
-    crop would lie up to a pixel beside.
-    """
-    orientation = pixels.orientation(frame)
-    rgb = pixels.to_rgb(frame)
-    sides = stored or rgb.size
-    shorter = min(sides)
-    box = []
-    for side, reversed_ in zip(sides, pixels.reverses(orientation), strict=True):
-        scaled = preprocessing.resize * side // shorter
-        first = round((scaled - preprocessing.crop) / 2)
-        if reversed_:  # of an odd remainder one pixel less is cut off from the left, or top, as shown
-            first = scaled - preprocessing.crop - first
-        box.append([at * side / scaled / divisor for at in (first, first + preprocessing.crop)])
-    (left, right), (top, bottom) = box
-    size = (preprocessing.crop, preprocessing.crop)
-    resampling = _RESAMPLING[preprocessing.interpolation]
-    cut = rgb.resize(size, resampling, box=(left, top, min(right, rgb.width), min(bottom, rgb.height)))
-    return np.asarray(pixels.upright(cut, orientation))
 
 
 @functools.cache

@@ -1,0 +1,115 @@
+"""What is judged of one loaded frame: squares of a fixed size, upright, uint8 RGB.
+
+    frame ─► RGB on white, and on black where that shows something else
+          ─► shorter side scaled to `resize`, `crop` by `crop` cut out: of the centre, or along the length of a long one
+
+Knows no formats, files or animations.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from worker.model import pixels
+
+if TYPE_CHECKING:
+    from worker.model.preprocessing import Preprocessing
+
+View = npt.NDArray[np.uint8]
+
+_VISIBLE_LEVELS: Final = 16
+"""Of 255: hardly seen beside others."""
+
+_VISIBLE_SHARE: Final = 1 / 16
+"""Of a square: what is smaller is too small for a network to tell what it is."""
+
+
+def views(
+    frame: Image.Image,
+    preprocessing: "Preprocessing",
+    *,
+    still: bool,
+    stored: tuple[int, int] | None = None,
+    divisor: int = 1,
+) -> tuple[list[View], list[View]]:
+    """Of `frame` on white, at least one, and on black; of one that is not `still` only the centre.
+
+    `stored` are the sides of a picture that was decoded at a `divisor`-th of them, for those it has are rounded up, and
+    the crop would lie up to a pixel beside.
+    """
+    orientation = pixels.orientation(frame)
+    image = pixels.straight(frame)
+    grounds = ("white", "black") if preprocessing.on_black and image.mode == "RGBA" else ("white",)
+    sides = stored or image.size
+    count = _count(sides, preprocessing, preprocessing.max_frames // len(grounds)) if still else 1
+    boxes = [
+        tuple(at / divisor for at in box) for box in _boxes(sides, pixels.reverses(orientation), preprocessing, count)
+    ]
+    on_white, *others = (
+        [_cut(flat, box, preprocessing, orientation) for box in boxes]
+        for flat in (pixels.on_ground(image, ground) for ground in grounds)
+    )
+    on_black = others[0] if others else []
+    pairs = zip(on_white, on_black, strict=False)
+    return on_white, [black for white, black in pairs if _shows_more(white, black)]
+
+
+def _shows_more(white: View, black: View) -> bool:
+    """Whether there is anything on black that was not all seen on white: not round corners, nor a black drawing."""
+    through = white[..., 0].astype(np.int16) - black[..., 0] > _VISIBLE_LEVELS
+    return bool(through.mean() >= _VISIBLE_SHARE and black.max() > _VISIBLE_LEVELS)
+
+
+def _count(sides: tuple[int, int], preprocessing: "Preprocessing", most: int) -> int:
+    """Into how many squares the longer side goes: an odd number, so that the middle one is the centre."""
+    longer, shorter = max(sides), min(sides)
+    if not 0 < preprocessing.long_from * shorter <= longer:
+        return 1
+    scaled, margins = preprocessing.resize * longer // shorter, preprocessing.resize - preprocessing.crop
+    needed = math.ceil((scaled - margins) / preprocessing.crop)
+    return max(1, min(needed | 1, most - 1 + most % 2))
+
+
+def _boxes(
+    sides: tuple[int, int], reverses: tuple[bool, bool], preprocessing: "Preprocessing", count: int
+) -> list[tuple[float, float, float, float]]:
+    """What is cut out, in pixels as stored: left, top, right, bottom of each, in the order as shown.
+
+    The same pixels as torchvision's Resize and CenterCrop on an upright Pillow image.
+    """
+    resize, crop = preprocessing.resize, preprocessing.crop
+    shorter = min(sides)
+    spans = []
+    for side, reversed_ in zip(sides, reverses, strict=True):
+        scaled = resize * side // shorter
+        along = count if side == max(sides) else 1
+        firsts = _firsts(scaled, resize, crop, along)
+        if reversed_:  # of an odd remainder one pixel less is cut off from the left, or top, as shown
+            firsts = [scaled - crop - first for first in firsts]
+        spans.append([(first * side / scaled, (first + crop) * side / scaled) for first in firsts])
+    across, down = spans
+    return [(left, top, right, bottom) for left, right in across for top, bottom in down]
+
+
+def _firsts(scaled: int, resize: int, crop: int, count: int) -> Sequence[int]:
+    """Where `count` squares begin along a side: spread over all but the margins that the centre of a square has."""
+    if count == 1:
+        return [round((scaled - crop) / 2)]
+    margin = (resize - crop) / 2
+    return [round(margin + (scaled - crop - 2 * margin) * at / (count - 1)) for at in range(count)]
+
+
+def _cut(rgb: Image.Image, box: tuple[float, ...], preprocessing: "Preprocessing", orientation: int) -> View:
+    """One square, scaled and turned upright.
+
+    Only what it shows is scaled, and turned after that: 1 x 60,000 pixels would otherwise become 256 x 15,360,000.
+    """
+    left, top, right, bottom = box
+    within = (left, top, min(right, rgb.width), min(bottom, rgb.height))
+    size = (preprocessing.crop, preprocessing.crop)
+    cut = rgb.resize(size, Image.Resampling[preprocessing.interpolation.upper()], box=within)
+    return np.asarray(pixels.upright(cut, orientation))
