@@ -159,6 +159,16 @@ def test_a_long_picture_is_judged_along_its_length(share: float, squares: int, o
     assert (frames[squares // 2] == middle).all()
 
 
+def test_black_takes_squares_of_a_long_picture_only_where_it_shows_something() -> None:
+    """One transparent pixel must not hide the ends of a strip."""
+    opaque = Image.new("LA", (900, 100), (90, 255))
+    pixel, chalk = opaque.copy(), opaque.copy()
+    pixel.putpixel((450, 50), (0, 0))
+    chalk.paste((255, 0), (0, 20, 900, 60))
+    counts = [len(seen(encoded(image, "PNG")).frames) for image in (opaque, pixel, chalk)]
+    assert counts == [7, 7, 6]
+
+
 def test_squares_of_a_long_picture_leave_nothing_out() -> None:
     """Up to seven times as long as it is wide each part of it is in one of them, but for the margins of its ends."""
     for along in range(250, 650, 7):

@@ -43,19 +43,30 @@ def views(
     """
     orientation = pixels.orientation(frame)
     image = pixels.straight(frame)
-    grounds = ("white", "black") if preprocessing.on_black and image.mode == "RGBA" else ("white",)
-    sides = stored or image.size
-    count = _count(sides, preprocessing, preprocessing.max_frames // len(grounds)) if still else 1
-    boxes = [
-        tuple(at / divisor for at in box) for box in _boxes(sides, pixels.reverses(orientation), preprocessing, count)
-    ]
-    on_white, *others = (
-        [_cut(flat, box, preprocessing, orientation) for box in boxes]
-        for flat in (pixels.on_ground(image, ground) for ground in grounds)
-    )
-    on_black = others[0] if others else []
-    pairs = zip(on_white, on_black, strict=False)
-    return on_white, [black for white, black in pairs if _shows_more(white, black)]
+    sides, reverses = stored or image.size, pixels.reverses(orientation)
+    # Fewer squares only where black shows enough to take their place: a pixel that is transparent must not hide an end.
+    for most in (preprocessing.max_frames, preprocessing.max_frames // 2):
+        count = _count(sides, preprocessing, most) if still else 1
+        boxes = [tuple(at / divisor for at in box) for box in _boxes(sides, reverses, preprocessing, count)]
+        on_white, on_black = _on_each_ground(image, boxes, preprocessing, orientation)
+        if len(on_white) + len(on_black) <= preprocessing.max_frames:
+            break
+    return on_white, on_black
+
+
+def _on_each_ground(
+    image: Image.Image, boxes: Sequence[tuple[float, ...]], preprocessing: "Preprocessing", orientation: int
+) -> tuple[list[View], list[View]]:
+    """Every square on white, and those of them on black that show something else there."""
+
+    def on(ground: str) -> list[View]:  # one ground at a time: a large picture takes 200 MB on each
+        flat = pixels.on_ground(image, ground)
+        return [_cut(flat, box, preprocessing, orientation) for box in boxes]
+
+    on_white = on("white")
+    if image.mode == "RGB" or not preprocessing.on_black:
+        return on_white, []
+    return on_white, [dark for light, dark in zip(on_white, on("black"), strict=True) if _shows_more(light, dark)]
 
 
 def _shows_more(white: View, black: View) -> bool:
