@@ -18,7 +18,7 @@ import numpy as np
 
 from worker.decoder_program import LONGEST_DETAIL, READY, SIZE, Decode
 from worker.errors import UNDECIDED_REASONS, ContentError
-from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing
+from worker.model.preprocessing import FORMATS, Decoded, DecodeLimits, Preprocessing
 
 # A process that has not said that it is ready for so long is given up; its imports take a second at most.
 START_TIMEOUT_S = 60.0
@@ -28,6 +28,7 @@ EXIT_TIMEOUT_S = 2.0
 # holds passwords, is handed on: a picture may take a decoder over.
 ENVIRONMENT = ("PATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
 _LONGEST_HEADER = 65536
+_FORMATS = (*FORMATS, "HEIF")
 
 _PROGRAM = "from worker.decoder_program import main; main()"
 
@@ -150,9 +151,11 @@ class DecoderProcess:
             raise ValueError("a header with odd numbers")
         if count > self._most_frames:
             raise ValueError(f"{count} frames")
+        if header["format"] not in _FORMATS:
+            raise ValueError("a format that is none")
         frames = np.empty((count, *self._frame_shape), np.uint8)
         _fill(self._link, frames.data.cast("B"), deadline)
-        return Decoded(frames, str(header["format"]), width, height)
+        return Decoded(frames, header["format"], width, height)
 
 
 def _content_error(header: dict[str, Any]) -> ContentError:

@@ -140,14 +140,16 @@ def _lie(how: str, folder: str) -> None:
         "reason": json.dumps({"reason": "risked", "detail": ""}).encode(),
         "frames": json.dumps(header | {"frames": 10**9}).encode(),
         "numbers": json.dumps(header | {"frames": "1", "width": None}).encode(),
+        "format": json.dumps(header | {"format": "../x"}).encode(),
         "nested": b'{"frames":' + b"[" * 60_000,
         "drip": json.dumps(header).encode(),
     }[how]
     size = 2**60 if how == "size" else len(text)
+    pixels = bytes(32 * 32 * 3) if how == "format" else b""
     for descriptor in range(256):
         with contextlib.suppress(OSError):
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                os.write(descriptor, struct.pack("!Q", size) + text)
+                os.write(descriptor, struct.pack("!Q", size) + text + pixels)
                 while how == "drip":
                     os.write(descriptor, b"\0")
                     time.sleep(0.01)
