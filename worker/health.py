@@ -1,6 +1,8 @@
 """`/metrics`, `/healthz` and `/readyz` over HTTP. Knows nothing of what it is asked about beyond three callables."""
 
+import contextlib
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -17,8 +19,42 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+# Each has a thread. Probes and scrapes are few and done in milliseconds.
+MOST_CONNECTIONS = 32
+
+
 class _Server(ThreadingMixIn, WSGIServer):
+    """Where too many are open, the one that has been for longest is closed.
+
+    Whoever reaches the port could otherwise take all threads that a container may have, which decoders are started
+    with, and keep probes out where the newest were refused.
+    """
+
     daemon_threads = True
+    request_queue_size = 128  # five may wait by default, and who finds no room tries again after a second
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self._open: dict[Any, None] = {}  # sockets, oldest first
+        self._lock = threading.Lock()
+        super().__init__(*arguments, **named)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Starts a thread for it."""
+        with self._lock:
+            self._open[request] = None
+            oldest = next(iter(self._open))
+            if too_many := len(self._open) > MOST_CONNECTIONS:
+                del self._open[oldest]
+        if too_many:
+            with contextlib.suppress(OSError):  # it has just ended by itself
+                oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Called when its thread is done with it."""
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
 
 
 class _Handler(WSGIRequestHandler):
