@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from worker.errors import UndecidedReason, UsageError
+from worker.errors import UNDECIDED_REASONS, UndecidedReason, UsageError
 
 CONTENT_ID_PATTERN = r"^[A-Za-z0-9_-]{1,128}\Z"
 ContentId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
@@ -30,6 +30,8 @@ Label = Literal["approved", "not_suitable", "risked"]
 Placement = Literal["collective", "author_only", "held", "removed"]
 ReviewPlacement = Literal["held", "author_only"]
 Note = Literal["circuit_breaker", "human", "known_content", "audit_sample"]
+# A later release may have others; a reader from before must not lose a verdict over one.
+LaterReason = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 PLACEMENTS: dict[Label, Placement] = {"approved": "collective", "not_suitable": "author_only"}
@@ -83,10 +85,13 @@ class Probabilities(BaseModel):
 class _Document(BaseModel):
     """What both outcomes carry, in the contract's order, in which it is written.
 
-    `decided_at` and `supersedes` are set by the publish step, on Redis's clock.
+    `decided_at` and `supersedes` are set by the publish step, on Redis's clock. Fields that a later release has added
+    are left out: readers and workers of two releases run side by side.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", strict=True, json_schema_serialization_defaults_required=True
+    )
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     content_id: ContentId
@@ -123,10 +128,12 @@ class Verdict(_Document):
 
     status: Literal["decided"] = "decided"
     label: Label
-    reasons: tuple[Note, ...] = ()
+    reasons: tuple[Note | LaterReason, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if not set(self.reasons).isdisjoint(UNDECIDED_REASONS):
+            raise ValueError("a decided picture has none of the reasons of an undecided one")
         if self.ban and (self.label != "risked" or self.review):
             raise ValueError("only a risked verdict that needs no review is a ban")
         if (self.placement == "removed") != self.ban:
@@ -148,7 +155,7 @@ class Undecided(_Document):
     ban: Literal[False] = False
     review: Literal[True] = True
     placement: ReviewPlacement
-    reasons: tuple[UndecidedReason, ...] = Field(min_length=1)
+    reasons: tuple[UndecidedReason | LaterReason, ...] = Field(min_length=1)
     probabilities: None = None
 
 
@@ -173,7 +180,7 @@ def by_person(document: "Verdict | Undecided", label: Label, note: Note) -> Verd
 
 def withheld(ban: Verdict, placement: ReviewPlacement) -> Verdict:
     """What a ban is while the circuit breaker is open: as risked as before, and a person's to decide."""
-    reasons: tuple[Note, ...] = (*ban.reasons, "circuit_breaker")
+    reasons = (*ban.reasons, "circuit_breaker")
     return ban.model_copy(update={"ban": False, "review": True, "placement": placement, "reasons": reasons})
 
 
