@@ -13,9 +13,8 @@ from typing import Any, NoReturn
 
 from celery import Celery, Task, bootsteps, signals
 from celery.exceptions import Reject
-from kombu.transport import redis as transport
 
-from worker import connection, deadletter, logs, misspelt, settings
+from worker import connection, deadletter, logs, messages, misspelt, settings
 from worker.client import Moderation
 from worker.errors import ModerationError, UsageError
 from worker.verdict import check_content_id
@@ -24,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 QUEUE = "moderation"
 EXIT_USAGE = 2
-REQUEUE_PAUSE_S = 1.0
-VISIBILITY_TIMEOUT_S = 60
 
 
 def configuration() -> dict[str, Any]:
@@ -39,7 +36,7 @@ def configuration() -> dict[str, Any]:
         "broker_channel_error_retry": True,
         "broker_transport_options": transport_options
         | {
-            "visibility_timeout": VISIBILITY_TIMEOUT_S,
+            "visibility_timeout": messages.VISIBILITY_TIMEOUT_S,
             "unacked_mutex_expire": 15,
             "socket_timeout": connection.SOCKET_TIMEOUT_S,
             "socket_connect_timeout": connection.CONNECT_TIMEOUT_S,
@@ -55,6 +52,7 @@ def configuration() -> dict[str, Any]:
         # Threads, for CUDA must not be forked; few, for a task only writes a few stream entries.
         "worker_pool": "threads",
         "worker_concurrency": 4,
+        "worker_consumer": "worker.messages:Consumer",
         "worker_disable_prefetch": True,
         "worker_soft_shutdown_timeout": configured.drain_s,
         "worker_redirect_stdouts": False,
@@ -74,28 +72,6 @@ def _give_up(error: ModerationError) -> NoReturn:
     raise SystemExit(EXIT_USAGE)
 
 
-class _LeavesMessages(transport.QoS):
-    """Gives messages back where it can.
-
-    kombu 5.7 lets an error on the way out where it closes a connection that is lost already, and Celery then ends the
-    worker: with a message in work, a restart of Redis could be its end. Messages come back by themselves.
-    """
-
-    def restore_unacked_once(self, stderr: Any = None) -> None:
-        try:
-            super().restore_unacked_once(stderr)
-        except Exception as error:
-            logger.warning("messages in work come back after %d s: %s", VISIBILITY_TIMEOUT_S, type(error).__name__)
-
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        try:
-            super().reject(delivery_tag, requeue)
-        except AttributeError:  # of a channel whose connection is gone; one that is being lost Celery knows
-            logger.warning("a message in work comes back after %d s", VISIBILITY_TIMEOUT_S)
-
-
-transport.Channel.QoS = _LeavesMessages
-
 app = Celery("moderation", set_as_current=False)
 app.add_defaults(configuration)
 
@@ -108,6 +84,13 @@ def _client() -> Moderation:
 @cache
 def _client_without_limit() -> Moderation:
     return Moderation(intake_max=0)
+
+
+def _bury(sent: str, sentence: str) -> None:
+    deadletter.bury(_client().redis, sent[:128], "malformed_task", f"{sentence} Sent: {sent}", False)
+
+
+messages.install(_bury)
 
 
 class _AnyArguments(Task[..., Any]):
@@ -130,7 +113,7 @@ def moderate(*arguments: Any, **named: Any) -> int:
         raise
     except ModerationError as error:
         logger.warning("a task goes back to its queue: %s", error)
-        time.sleep(REQUEUE_PAUSE_S)  # a refusing server is not to be asked in a tight loop
+        time.sleep(messages.REQUEUE_PAUSE_S)
         # Not acknowledged: if even the way back is refused, Celery delivers it again after the visibility timeout.
         raise Reject(str(error), requeue=True) from error
 
@@ -152,7 +135,7 @@ def _enqueue(arguments: tuple[Any, ...], named: dict[str, Any]) -> int:
     except (UsageError, TypeError) as error:
         sent = json.dumps([arguments, named], ensure_ascii=True, default=str)  # kombu may have made dates and UUIDs
         sentence = str(error) if isinstance(error, UsageError) else "The task takes content_ids, rescan and backfill."
-        deadletter.bury(_client().redis, sent[:128], "malformed_task", f"{sentence} Sent: {sent}", False)
+        _bury(sent, sentence)
         logger.warning("a task is refused and among the dead letters: %s", sentence)
         raise _WrongArgumentsError(sentence) from None
     # First, for it may be refused, and the message come again.

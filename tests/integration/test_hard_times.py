@@ -141,6 +141,33 @@ def test_tasks_with_wrong_arguments_are_kept(place: Place) -> None:
     sender.close()
 
 
+def test_messages_that_are_no_task_are_kept(place: Place) -> None:
+    """A misspelt task, another serialisation, JSON that is none: content IDs of somebody's, whom Celery would not tell.
+    Where the server takes no dead letter the message comes again."""
+    worker = place.start_worker().wait_ready()
+    raw = place.broker.client()
+    raw.execute_command("ACL", "SETUSER", "default", "-xadd")
+    sender = Celery(broker=place.broker.url)
+    sender.send_task("moderation.moderat", args=[["misspelt"]], queue="moderation")
+    sender.send_task("moderation.moderate", args=[["yaml"]], queue="moderation", serializer="yaml")
+    with sender.connection_for_write() as connection, connection.SimpleQueue("moderation") as queue:
+        queue.put("text", serializer="raw")
+        headers = {"task": "moderation.moderate", "id": "1"}
+        queue.put("no JSON", content_type="application/json", content_encoding="utf-8", headers=headers)
+    wait_until(lambda: worker.log().count("a message goes back") >= 4, "the messages to be refused")
+    assert not raw.exists("moderation:dead-letter")
+    raw.execute_command("ACL", "SETUSER", "default", "+xadd")
+    wait_until(lambda: raw.exists("moderation:dead-letter") and raw.xlen("moderation:dead-letter") == 4, "the letters")
+    letters = [fields for _, fields in raw.xrange("moderation:dead-letter")]
+    assert {letter[b"reason"] for letter in letters} == {b"malformed_task"}
+    for sent in (b"misspelt", b"yaml", b"text", b"no JSON"):
+        assert [letter for letter in letters if sent in letter[b"detail"].partition(b" Sent: ")[2]], sent
+    wait_until(lambda: raw.hlen("unacked") == 0, "the messages to be acknowledged")
+    assert place.judge(place.add()).popitem()[1].label == "approved"
+    assert "Traceback" not in worker.log()
+    sender.close()
+
+
 def test_a_client_leaves_a_master_that_became_a_replica(place: Place) -> None:
     """Its old connections are closed at the refusal, so that the next call asks the address anew."""
     raw = place.broker.client()
