@@ -20,6 +20,8 @@ MOST_BROKEN_DEVICES = 10
 # What may pass by itself; how long each has lasted is kept with what waits for its next attempt.
 PASSING_REASONS = ("not_found", "fetch_failed")
 MALFORMED_CUT_BYTES = 128
+# Of an entry without that field, for whoever is to find out what its producer meant.
+SENT_CUT_BYTES = 512
 LONGEST_PAUSE_MS = 60_000
 
 _id_pattern = re.compile(CONTENT_ID_PATTERN.encode())
@@ -109,7 +111,10 @@ def parse(stream: str, entry_id: bytes, fields: Mapping[bytes, bytes], deliverie
     enqueued_ms = min(_number(fields.get(b"enqueued_ms"), added_ms), added_ms)
     rescan = fields.get(b"rescan") == b"1"
     if content_id is None or _id_pattern.match(content_id) is None:
-        detail = "no field content_id" if content_id is None else "not 1 to 128 characters of A-Z a-z 0-9 _ -"
+        detail = "not 1 to 128 characters of A-Z a-z 0-9 _ -"
+        if content_id is None:
+            sent = b" ".join(name + b"=" + value for name, value in fields.items())[:SENT_CUT_BYTES]
+            detail = f"no field content_id. Sent: {sent.decode('utf-8', 'backslashreplace')}"
         return Malformed(entry_id, (content_id or b"")[:MALFORMED_CUT_BYTES], detail, rescan, enqueued_ms)
     since = {reason: _number(fields.get(f"{reason}_since_ms".encode()), 0) for reason in PASSING_REASONS}
     return Entry(

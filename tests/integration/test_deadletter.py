@@ -93,6 +93,15 @@ def test_an_entry_with_a_malformed_id_becomes_a_letter(
     assert list(deadletter.letters(redis_client)) == [letter]
 
 
+def test_an_entry_without_the_field_is_kept(redis_client: redis.Redis, intake: Intake) -> None:
+    """A producer that misspells it sends content IDs all the same; whatever it was is cut to 512 bytes."""
+    redis_client.xadd(bus.UPLOADS, {"contentId": "H6f8XI2i8", b"\xff": b"\x00" * 4000})
+    assert intake.read([bus.UPLOADS], 10) == []
+    (letter,) = deadletter.letters(redis_client)
+    assert letter.detail.startswith("no field content_id. Sent: contentId=H6f8XI2i8 \\xff=\x00")
+    assert len(letter.detail) < 600
+
+
 def test_a_replayed_letter_goes_to_the_end_of_its_stream(redis_client: redis.Redis, intake: Intake) -> None:
     """It is gone from the dead letters, and a worker gets it like any other entry, a rescan as a rescan."""
     redis_client.xadd(bus.BACKFILL, {"content_id": "waits"})
