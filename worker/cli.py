@@ -50,6 +50,11 @@ class _Cli(click.Group):
         except ModerationError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(EXIT_ERROR)
+        except ModuleNotFoundError as error:  # a client's machine has a part of what this package asks for
+            click.echo(
+                f"error: {error.name} is not installed: pip install moderation-worker with all it needs.", err=True
+            )
+            sys.exit(EXIT_ERROR)
         except BrokenPipeError:  # the reader of our output, such as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)

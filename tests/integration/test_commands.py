@@ -105,6 +105,46 @@ def test_without_redis_every_command_says_so(run: Run, words: list[str]) -> None
     assert "secret" not in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+CLIENT_ONLY = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from worker.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["submit", "x"], 0, "1 submitted"),
+        (["verdict", "x"], 1, "no verdict"),
+        (["breaker", "status"], 0, ""),
+        (["dead-letter", "list"], 0, ""),
+        (["status"], 0, ""),
+        (["worker"], 2, "error: celery is not installed: pip install"),
+    ],
+)
+def test_a_client_needs_what_the_readme_says(broker: Broker, words: list[str], code: int, said: str) -> None:
+    """The command works beside `pip install --no-deps .`; what needs more says so in one sentence."""
+    absent = {"celery", "kombu", "billiard", "torch", "torchvision", "torchao", "PIL", "numpy", "safetensors", "fsspec"}
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT_ONLY.format(absent=absent), *words],
+        cwd=REPOSITORY,
+        env=os.environ | {"MODERATION_REDIS_URL": broker.url},
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_misspelt_setting_is_pointed_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be as if it had never been set: a limit on bans, or where Redis is. What is far from any is named too,
     and settings of the trainer, which may stand in the same file, are none of it."""

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -10,6 +12,8 @@ from PIL import Image
 from tests.support.pictures import COLOURS, animation, encoded, picture
 from tests.support.place import Place
 from tests.support.waiting import wait_until
+from tests.support.worker import REPOSITORY, Broker
+from worker.client import Moderation
 from worker.errors import UsageError
 
 LABELS = ("approved", "not_suitable", "risked")
@@ -179,6 +183,23 @@ def test_any_redis_client_can_enqueue(busy_place: Place) -> None:
     buried = [fields for _, fields in raw.xrange("moderation:dead-letter") if fields[b"reason"] == b"malformed_id"]
     assert b"\xff\xfe\x00" in [fields[b"content_id"] for fields in buried]
     assert max(len(fields[b"content_id"]) for fields in buried) == 128
+
+
+def test_the_readmes_redis_commands_are_enough(broker: Broker, client: Moderation) -> None:
+    """They enqueue and read; a read is bounded, for a server that sends all verdicts at once serves nobody else."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    add, read = (line.split() for line in re.findall("^X(?:ADD|READ) .*$", readme, re.MULTILINE))
+    raw = broker.client()
+    raw.execute_command(*add)
+    assert raw.xrange("moderation:uploads")[0][1] == {b"content_id": b"H6f8XI2i8"}
+    for _ in range(1200):
+        raw.xadd("moderation:verdicts", {"content_id": "H6f8XI2i8"})
+    after, seen = b"0", 0
+    while seen < 1200:
+        reply: Any = raw.execute_command(*read[:-1], after)
+        ((_, entries),) = reply.items() if isinstance(reply, dict) else reply
+        assert 1 <= len(entries) <= 500
+        after, seen = entries[-1][0], seen + len(entries)
 
 
 def test_the_client_refuses_what_is_malformed(busy_place: Place) -> None:
