@@ -145,7 +145,10 @@ def known(store: WeightsStore, version_id: str) -> Manifest:
 
 
 def show_versions(store: WeightsStore, console: Console) -> None:
-    """Print the versions, oldest first: a table on a terminal, tab-separated lines elsewhere."""
+    """Print the versions, oldest first: a table on a terminal, tab-separated lines elsewhere. UsageError where there is
+    no store: an empty list would say that nothing serves."""
+    if not store.root.is_dir():
+        raise UsageError(f"There is no weights store {store.root.absolute()}: name the one that workers serve from.")
     champion, challenger = store.champion(), store.challenger()
     header = ("version", "role", "test accuracy", "ban threshold", "recipe", "base", "created", "by")
     manifests, damaged = [], []

@@ -106,6 +106,13 @@ def test_list_marks_champion_and_challenger(
     assert rows[1][-1] == "grace"
 
 
+def test_list_without_a_store_is_no_empty_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Typed in a shell without MODERATION_WEIGHTS_DIR it would say that nothing serves."""
+    assert run(["list", "--weights", str(tmp_path / "elsewhere")]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and f"There is no weights store {tmp_path / 'elsewhere'}: name the one" in said.err
+
+
 def test_show_prints_the_manifest_as_json(
     fitted: tuple[Path, str, str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
