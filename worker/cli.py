@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from rich.console import Console
 from worker import cli_people, connection, exporter, logs, misspelt, settings
 from worker import status as screen
 from worker.client import Moderation
-from worker.errors import ModerationError
+from worker.errors import ModerationError, WaitedError
 from worker.health import HealthServer
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def _pin(gpu: int, configured: settings.Settings) -> None:
         os.environ["MODERATION_METRICS_PORT"] = str(configured.metrics_port + gpu)
 
 
-@main.command()
+@main.command(cls=cli_people.TakesIds)
 @click.argument("ids", nargs=-1)
 @click.option(
     "--from", "source", type=click.Path(path_type=Path, allow_dash=True), help="File of IDs, a line each; - is stdin."
@@ -148,12 +148,18 @@ def submit(
     count = client.submit(wanted, backfill=backfill, rescan=rescan, durable=durable, patience_s=patience)
     click.echo(f"{count} submitted", err=True)
     if wait:
-        found = client.wait(wanted, timeout)
-        for content_id in wanted:
-            click.echo(found[content_id].to_json())
+        found: Mapping[str, Any] = {}
+        try:
+            found = client.wait(wanted, timeout)
+        except WaitedError as error:
+            found = error.found
+            raise
+        finally:
+            for content_id in filter(found.__contains__, wanted):
+                click.echo(found[content_id].to_json())
 
 
-@main.command()
+@main.command(cls=cli_people.TakesIds)
 @click.argument("content_id")
 def verdict(content_id: str) -> None:
     """Print the verdict on one content ID as JSON; exit 1 where there is none."""

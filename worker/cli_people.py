@@ -11,7 +11,21 @@ from worker import breaker, deadletter, settings
 from worker.client import Moderation
 
 
-@click.command()
+class TakesIds(click.Command):
+    """Tells whoever gives a content ID that looks like an option how to give it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click's own, but for that sentence."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if error.possibilities:
+                raise
+            said = error.format_message()
+            raise click.UsageError(f"{said} A content ID that begins with - is given after --.", ctx) from None
+
+
+@click.command(cls=TakesIds)
 @click.argument("content_id")
 @click.argument("label")
 @click.option("--by", required=True, metavar="NAME", help="Who decided.")

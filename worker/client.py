@@ -12,7 +12,7 @@ import redis
 
 from worker import bus, connection, corrections, settings
 from worker.corrections import Correction
-from worker.errors import IntakeFullError, UnavailableError, UsageError
+from worker.errors import IntakeFullError, UnavailableError, UsageError, WaitedError
 from worker.verdict import Undecided, Verdict, check_content_id, read
 
 # IDs added in one step of the server's; more makes no difference to speed and holds others up.
@@ -105,9 +105,12 @@ class Moderation:
         return bool(replies[0])
 
     def _full(self, stream: str, enqueued: int, count: int) -> IntakeFullError:
+        advice = "submit them again when workers have caught up"
+        if count > self._intake_max:
+            advice = "they never fit in at once, so give time for room (patience_s, --patience)"
         return IntakeFullError(
             f"The intake is full: {stream} holds up to {self._intake_max} content IDs (MODERATION_INTAKE_MAX), and "
-            f"{enqueued} of these {count} were enqueued; submit them again when workers have caught up.",
+            f"{enqueued} of these {count} were enqueued; {advice}.",
             enqueued,
         )
 
@@ -143,7 +146,7 @@ class Moderation:
         becomes of that, follow `verdicts`.
 
         Raises:
-            UnavailableError: some had none after `timeout_s`; the message counts them and names the first.
+            WaitedError: some had none after `timeout_s`; its `found` has the others' verdicts.
         """
         wanted = [check_content_id(content_id) for content_id in ([ids] if isinstance(ids, str) else ids)]
         deadline = time.monotonic() + timeout_s
@@ -158,9 +161,10 @@ class Moderation:
         while missing:
             left_ms = int((deadline - time.monotonic()) * 1000)
             if left_ms <= 0:
-                raise UnavailableError(
+                raise WaitedError(
                     f"{len(missing)} of {len(wanted)} content IDs have no verdict after {timeout_s:g} s, "
-                    f"{min(missing)} among them; is a worker running?"
+                    f"{min(missing)} among them; is a worker running?",
+                    {content_id: found[content_id] for content_id in wanted if content_id in found},
                 )
             block_ms = max(1, min(left_ms, WAIT_BLOCK_MS))
             for entry_id, fields in bus.read_stream(self._redis, bus.VERDICTS, after, READ_CHUNK, block_ms):

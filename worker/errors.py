@@ -3,7 +3,8 @@
 ModerationError
 ├── ContentError        this picture: it becomes an undecided verdict, `reason` says which
 ├── UnavailableError    a service is away: try again
-│   └── IntakeFullError the intake has no room: try again when some of it is judged
+│   ├── IntakeFullError the intake has no room: try again when some of it is judged
+│   └── WaitedError     not every verdict came in time; those that did are in `found`
 ├── WeightsError        a version or the store cannot be trusted: refused, what is in service stays
 └── UsageError          the caller: a wrong argument, ID, or setting
 
@@ -11,7 +12,8 @@ Every message is one sentence that says what to do. Foreign exceptions are trans
 they enter: Redis in `bus`, Pillow in `model.preprocessing`, fsspec in `content`, files in `model.files`.
 """
 
-from typing import Final, Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Final, Literal, get_args
 
 UndecidedReason = Literal[
     "not_found",
@@ -53,6 +55,14 @@ class IntakeFullError(UnavailableError):
     def __init__(self, message: str, enqueued: int) -> None:
         super().__init__(message)
         self.enqueued = enqueued
+
+
+class WaitedError(UnavailableError):
+    """Some content IDs have no verdict yet; `found` has the others' by ID."""
+
+    def __init__(self, message: str, found: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.found = found
 
 
 class WeightsError(ModerationError):

@@ -49,6 +49,17 @@ def test_submit_and_wait_prints_verdicts(busy_place: Place) -> None:
     assert {json.loads(line.partition(" ")[2])["content_id"] for line in listed.stdout.splitlines()} >= set(ids)
 
 
+def test_what_came_in_time_is_printed(busy_place: Place) -> None:
+    """One that is late keeps nobody from the others' verdicts; the exit code and the sentence are its."""
+    ids = ["-first", busy_place.add(label="risked")]
+    (busy_place.content / "-first").write_bytes((busy_place.content / ids[1]).read_bytes())
+    busy_place.judge(ids)
+    done = moderation(busy_place.broker, "submit", "--wait", "--timeout", "0", "--", ids[1], "not_there", ids[0])
+    assert done.returncode == 2
+    assert "1 of 3 content IDs have no verdict after 0 s, not_there among them" in done.stderr
+    assert [json.loads(line)["content_id"] for line in done.stdout.splitlines()] == [ids[1], ids[0]]
+
+
 def test_ids_come_from_a_file_or_stdin(run: Run, broker: Broker, tmp_path: Path) -> None:
     """A line each; blank lines do not count."""
     (tmp_path / "ids").write_text("one\n\n two \n")
@@ -84,6 +95,10 @@ def test_durable_waits_for_the_disk(run: Run, tmp_path: Path) -> None:
         (["worker", "--gpu", "-1"], "--gpu"),
         (["submit", "a", "--wait", "--timeout", "inf"], "--timeout"),
         (["submit", "a", "--wait", "--timeout", "nan"], "--timeout"),
+        (["submit", "-Jd02mQx"], "A content ID that begins with - is given after --."),
+        (["verdict", "-Jd02mQx"], "A content ID that begins with - is given after --."),
+        (["correct", "--by", "ann", "-Jd02mQx", "approved"], "A content ID that begins with - is given after --."),
+        (["submit", "a", "--backfil"], "Did you mean '--backfill'?"),
     ],
 )
 def test_wrong_words_are_refused_in_one_sentence(run: Run, words: list[str], sentence: str) -> None:

@@ -118,10 +118,11 @@ def test_backfill_tasks_that_find_it_full_keep_no_upload_waiting(place: Place) -
 
 
 def test_the_command_says_it(broker: Broker) -> None:
-    """One sentence and exit 2."""
+    """One sentence and exit 2; what can never fit is not told to come again later."""
     command = [sys.executable, "-m", "worker.cli", "submit", *ids(257)]
     environment = {"MODERATION_REDIS_URL": broker.url, "MODERATION_INTAKE_MAX": "256", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1 and "intake is full" in done.stderr
+    assert "they never fit in at once, so give time for room (patience_s, --patience)" in done.stderr
     assert broker.client().xlen(bus.UPLOADS) == 0
