@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 import redis
 import yaml
+from celery import Celery
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.support.guarded import GuardedServer, valkey
 from tests.support.place import Place
+from tests.support.store import publish_colours
 from tests.support.tools import tool
+from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY, WorkerProcess
 from worker.client import Moderation
 
@@ -161,6 +164,48 @@ def test_passwords_rotate_as_the_runbook_says_though_redis_restarts(guarded: Gua
     guarded.stop()
     guarded.start()
     assert good() == (False, True) and not logs_in(guarded, "")
+
+
+def test_what_a_version_decided_is_judged_again_as_the_runbook_says(tmp_path: Path) -> None:
+    """Its own commands find the IDs, of a version and of a reason, and a rescan of them ends where nothing changed."""
+    by_version, by_reason, submit = blocks_of("Judge again")
+    with Place(tmp_path) as place:
+        worker = place.start_worker(not_found_retry_s="0").wait_ready()
+        first, bad = [place.add() for _ in range(3)], [place.add(label="risked") for _ in range(2)]
+        place.judge([*first, "gone"])
+        publish_colours(place.store, sharpness=5.0, promote=True)
+        version = place.store.champion() or ""
+        wait_until(lambda: worker.metric("moderation_weights_info", weights=version) == 1, "the next version")
+        place.judge(bad)
+        place.client.correct(first[0], "risked", by="ann")
+        wait_until(lambda: len(place.entries()) == 7, "the correction")
+
+        def typed(block: str) -> list[str]:
+            desk = f'desk() {{ shift; {sys.executable} -m worker.cli "$@"; }}\ncd {tmp_path}\n'
+            environment = os.environ | {"MODERATION_REDIS_URL": place.broker.url, "PYTHONPATH": str(REPOSITORY)}
+            subprocess.run(["bash", "-euc", desk + block], env=environment, check=True, timeout=60)
+            return (tmp_path / "ids").read_text().split()
+
+        assert typed(by_reason.replace("REASON", "not_found")) == ["gone"]
+        assert typed(by_version.replace("VERSION", version)) == sorted(bad)
+        typed(submit)
+        wait_until(lambda: worker.metric("moderation_unchanged_total") == 2, "the rescans")
+        assert len(place.entries()) == 7
+
+
+def test_the_keys_are_removed_as_the_runbook_says(guarded: GuardedServer) -> None:
+    """All of ours, and nobody else's."""
+    (remove,) = blocks_of("Remove")
+    Moderation(redis_url=guarded.url_of("uploader")).submit(["one", "two"], backfill=True)
+    Moderation(redis_url=guarded.url_of("moderator")).correct("three", "risked", by="ann")
+    with Celery(broker=guarded.url_of("worker")) as sender:
+        for priority in (0, 9):
+            sender.send_task("moderation.moderate", [["four"]], queue="moderation", priority=priority)
+    raw = guarded.client()
+    assert raw.exists("moderation") and raw.exists("_kombu.binding.moderation")
+    raw.set("others", 1)
+    type_in(guarded, remove)
+    assert set(raw.keys()) - {b"_kombu.binding_deadlines"} == {b"others"}
 
 
 def blocks_of(heading: str) -> list[str]:
