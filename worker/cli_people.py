@@ -31,7 +31,11 @@ class TakesIds(click.Command):
 @click.option("--by", required=True, metavar="NAME", help="Who decided.")
 def correct(content_id: str, label: str, by: str) -> None:
     """Decide on a content ID: approved, not_suitable or risked (a ban). Stands against every model."""
-    entry = Moderation().correct(content_id, label, by=by)
+    client = Moderation()
+    judged = client.verdict(content_id) is not None
+    entry = client.correct(content_id, label, by=by)
+    if not judged:  # as with a mistyped one, whose decision changes nothing for the picture that was meant
+        click.echo(f"warning: {content_id} had no verdict (yet, or any more): is it the ID that you meant?", err=True)
     click.echo(f"{content_id} is {label}, says {by} ({entry}); a worker puts it into force", err=True)
 
 

@@ -280,7 +280,8 @@ def test_bad_corrections_are_refused(client: Moderation, content_id: str, label:
 
 
 def test_the_command(busy_place: Place) -> None:
-    """`moderation correct` does the same; a bad label is one sentence and exit 2."""
+    """`moderation correct` does the same; a bad label is one sentence and exit 2, and an ID without a verdict, perhaps
+    mistyped, is pointed out."""
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "worker.cli", "correct", *words]
@@ -288,10 +289,12 @@ def test_the_command(busy_place: Place) -> None:
         return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60)
 
     content_id = busy_place.add()
-    assert run(content_id, "risked", "--by", "Ann B.").returncode == 0
+    early = run(content_id, "risked", "--by", "Ann B.")
+    assert early.returncode == 0 and f"warning: {content_id} had no verdict" in early.stderr
     assert wait_for_label(busy_place, content_id, "risked").ban
     [correction] = [c for c in busy_place.client.corrections() if c.content_id == content_id]
     assert correction.by == "Ann B."
+    assert "warning" not in run(content_id, "risked", "--by", "Ann B.").stderr
     refused = run(content_id, "banned", "--by", "Ann")
     assert refused.returncode == 2 and len(refused.stderr.strip().splitlines()) == 1
     assert "approved, not_suitable or risked" in refused.stderr
