@@ -169,7 +169,8 @@ class Moderation:
             block_ms = max(1, min(left_ms, WAIT_BLOCK_MS))
             for entry_id, fields in bus.read_stream(self._redis, bus.VERDICTS, after, READ_CHUNK, block_ms):
                 after = entry_id
-                document = read(fields.get(b"verdict"))
+                named = fields.get(b"content_id", b"").decode(errors="replace")
+                document = read(fields.get(b"verdict")) if named in missing else None  # others' are most of them
                 if document is not None and document.content_id in missing:
                     found[document.content_id] = document
                     missing.discard(document.content_id)
