@@ -27,9 +27,9 @@ def cpu_ticks(pid: int) -> int:
 
 
 def takes_pictures(pid: int) -> bool:
-    """Whether a decoder has started: the last thing it does before is to limit its memory."""
+    """Whether a decoder has started: the last thing it does before is to forbid itself to open anything."""
     limits = Path(f"/proc/{pid}/limits").read_text()
-    return "unlimited" not in limits.partition("Max address space")[2].splitlines()[0]
+    return limits.partition("Max open files")[2].split()[0] == "0"
 
 
 def test_two_slow_pictures_keep_no_other_waiting(place: Place) -> None:
