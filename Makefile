@@ -4,7 +4,7 @@
 #   make demo BASE=imagenet    from the real ImageNet weights, where the internet can be reached
 #   make demo KEEP=1           leave worker, Valkey and metrics up until Ctrl-C
 #   make test                  lint, and all tests but the long ones
-#   make test ARGS=…           more for pytest, such as `-n 0`: one file after the other, not two side by side
+#   make test ARGS=…           more for pytest, such as `-n 0`: one file after the other, not three side by side
 #   make chaos                 kills, restarts, full disks and hostile pictures under load, some half an hour long
 #   make bench                 what is promised in figures, some forty minutes long: a table, which goes to
 #                              build/benchmarks.json as well, and a chart of it to build/benchmarks.png
@@ -16,9 +16,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BASE ?= random:0
 
-# Tests mostly wait for servers and worker processes, so two files at once take little more than half the time. A file
-# stays in one process, for its fixtures; which come first is said in tests/conftest.py. Chaos and benchmarks run alone.
-SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+# Tests mostly wait for servers and worker processes, so that three files at once keep two cores busy. A file stays in
+# one process, for its fixtures; which come first is said in tests/conftest.py. Chaos and benchmarks run alone.
+SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test chaos bench bench-gpu lint fix clean

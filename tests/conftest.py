@@ -21,6 +21,7 @@ LONGEST = (
     "unit/test_trainer_cluster.py",
     "integration/test_access.py",
     "unit/test_trainer_fit.py",
+    "unit/test_trainer_fit_after_another.py",
     "deploy/test_prometheus.py",
     "integration/test_retrain.py",
 )
