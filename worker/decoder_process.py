@@ -59,7 +59,7 @@ class DecoderProcess:
 
     def __init__(self, decode: Decode, parameters: Preprocessing, limits: DecodeLimits, memory_bytes: int) -> None:
         self.pictures = 0
-        self._most_frames = parameters.max_frames
+        self._most_frames = parameters.most_views
         self._frame_shape = (parameters.crop, parameters.crop, 3)
         self._link, theirs = socket.socketpair()
         job = {

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_every_hostile_picture_ends_as_frames_or_as_a_reason() -> None:
-    """No other exception, no picture of more than max_frames frames, and memory stays within bounds."""
+    """No other exception, no picture of more than most_views frames, and memory stays within bounds."""
     preprocessing, limits = Preprocessing(), DecodeLimits()
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     outcomes: Counter[str] = Counter()
@@ -36,7 +36,7 @@ def test_every_hostile_picture_ends_as_frames_or_as_a_reason() -> None:
         else:
             assert decoded.frames.dtype == np.uint8, path.name
             assert decoded.frames.shape[1:] == (224, 224, 3), path.name
-            assert 1 <= len(decoded.frames) <= preprocessing.max_frames, path.name
+            assert 1 <= len(decoded.frames) <= preprocessing.most_views, path.name
             assert decoded.format in (*FORMATS, "HEIF"), path.name
             outcomes["decoded"] += 1
     assert outcomes.total() > 500

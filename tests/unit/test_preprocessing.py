@@ -159,14 +159,14 @@ def test_a_long_picture_is_judged_along_its_length(share: float, squares: int, o
     assert (frames[squares // 2] == middle).all()
 
 
-def test_black_takes_squares_of_a_long_picture_only_where_it_shows_something() -> None:
-    """One transparent pixel must not hide the ends of a strip."""
+def test_a_long_picture_is_judged_all_along_on_black_too() -> None:
+    """Where it shows something there; on white as much as without that."""
     opaque = Image.new("LA", (900, 100), (90, 255))
     pixel, chalk = opaque.copy(), opaque.copy()
     pixel.putpixel((450, 50), (0, 0))
     chalk.paste((255, 0), (0, 20, 900, 60))
     counts = [len(seen(encoded(image, "PNG")).frames) for image in (opaque, pixel, chalk)]
-    assert counts == [7, 7, 6]
+    assert counts == [7, 7, 14]
 
 
 def test_squares_of_a_long_picture_leave_nothing_out() -> None:
@@ -310,18 +310,33 @@ def test_black_is_only_looked_at_where_it_shows_something_else() -> None:
     counts = [len(seen(encoded(image, "PNG")).frames) for image in (noise(256, 256).convert("RGBA"), drawing, chalk)]
     assert counts == [1, 1, 2]
     before = {name: value for name, value in PREPROCESSING.to_json().items() if name not in ("on_black", "long_from")}
-    for parameters in (Preprocessing.from_json(before), Preprocessing(max_frames=1)):
-        assert len(decode(encoded(chalk, "PNG"), parameters, LIMITS).frames) == 1
+    assert len(decode(encoded(chalk, "PNG"), Preprocessing.from_json(before), LIMITS).frames) == 1
 
 
-def test_a_transparent_animation_is_judged_at_half_as_many_moments() -> None:
-    """On white first, all of them, then on black: no more frames than of any other."""
+def flat_animation(frames: list[Image.Image]) -> bytes:
+    """A WebP of these, lossless."""
+    first, *others = frames
+    options = {"duration": 100, "lossless": True, "exact": True, "minimize_size": False}
+    return encoded(first, "WEBP", save_all=True, append_images=others, **options)
+
+
+def test_a_transparent_animation_is_judged_on_black_at_every_moment() -> None:
+    """And on white as if it were not transparent. The middle one is of the middle, on white: that is fitted on."""
     levels = range(140, 240, 5)
     frames = [hidden_on_white(Image.new("L", (40, 40), at), Image.new("L", (40, 40), at - 110)) for at in levels]
-    first, *others = [frame.convert("RGBA") for frame in frames]
-    data = encoded(first, "WEBP", save_all=True, append_images=others, duration=100, lossless=True, exact=True)
-    judged = seen(data).frames[:, 0, 0, 0].astype(int)
-    assert judged == pytest.approx([140, 165, 190, 215, 30, 55, 80, 105], abs=3)
+    judged = seen(flat_animation([frame.convert("RGBA") for frame in frames])).frames[:, 0, 0, 0].astype(int)
+    on_white = [140, 150, 165, 175, 190, 200, 215, 225]
+    assert sorted(judged) == pytest.approx(sorted([*on_white, *(at - 110 for at in on_white)]), abs=3)
+    assert judged[(len(judged) - 1) // 2] == pytest.approx(on_white[3], abs=3)
+
+
+def test_a_transparent_frame_hides_no_other() -> None:
+    """Eight moments are judged, and one of them on black as well: it takes no other's place."""
+    chalk = Image.new("RGBA", (40, 40), (255, 255, 255, 100))
+    others = [Image.new("RGBA", (40, 40), (0, 0, at, 255)) for at in range(30, 240, 30)]
+    judged = seen(flat_animation([chalk, *others])).frames[:, 0, 0, :]
+    assert len(judged) == 9
+    assert {(0, 0, at) for at in range(30, 240, 30)} <= {tuple(map(int, colour)) for colour in judged}
 
 
 def test_transparent_16_bit_level_lies_on_white() -> None:

@@ -58,7 +58,7 @@ class Preprocessing:
     With `on_black` what is transparent is judged on black as well as on white, the grounds of light and dark pages:
     one picture can be drawn to show one thing on the one and another on the other. Of a still picture whose longer side
     is at least `long_from` times the shorter (0: of none), such as a strip of comics, squares all along it are judged,
-    not its middle alone. Each counts as one of `max_frames`.
+    not its middle alone, `max_frames` at most.
 
     Raises WeightsError for values that this code cannot serve.
     """
@@ -97,6 +97,11 @@ class Preprocessing:
         if type(self.long_from) is not float or not (self.long_from == 0 or 1 <= self.long_from <= 1000):
             raise _not_supported("long_from must be 0, or from 1 to 1000")
 
+    @property
+    def most_views(self) -> int:
+        """How many frames come of a picture at most: no moment and no square makes way for one on another ground."""
+        return self.max_frames * (2 if self.on_black else 1)
+
     def to_json(self) -> dict[str, Any]:
         """The form that stands in a manifest; `from_json` reads it back to an equal value."""
         document = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
@@ -127,8 +132,8 @@ class DecodeLimits:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture as the network's input: `frames` is uint8 [frames, crop, crop, 3], RGB, in the order as shown, on white
-    before on black. `format` is Pillow's name ("JPEG"), `width` and `height` are pixels as shown, turned upright."""
+    """A picture as the network's input: `frames` is uint8 [frames, crop, crop, 3], RGB, the middle one that of the
+    picture, on white. `format` is Pillow's name ("JPEG"), `width` and `height` are pixels as shown, turned upright."""
 
     frames: npt.NDArray[np.uint8]
     format: str
@@ -199,14 +204,14 @@ def _decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> 
             for index, frame in enumerate(_each_frame(image, chosen[-1] + 1, limits))
             if index in chosen
         ]
-    frames = _on_each_ground(seen)
-    if len(frames) > preprocessing.max_frames:
-        frames = _on_each_ground(seen[::2])[: preprocessing.max_frames]
-    return Decoded(np.stack(frames), image_format, width, height)
+    return Decoded(np.stack(_in_order(seen)), image_format, width, height)
 
 
-def _on_each_ground(seen: Sequence[tuple[list[View], list[View]]]) -> list[View]:
-    return [view for ground in zip(*seen, strict=True) for view in chain.from_iterable(ground)]
+def _in_order(seen: Sequence[tuple[list[View], list[View]]]) -> list[View]:
+    """Half of those on black, all on white, the others on black: the middle one stays the middle of the picture."""
+    on_white, on_black = (list(chain.from_iterable(views)) for views in zip(*seen, strict=True))
+    half = len(on_black) // 2
+    return [*on_black[:half], *on_white, *on_black[half:]]
 
 
 def _divisor(shorter: int, preprocessing: Preprocessing) -> int:

@@ -44,20 +44,8 @@ def views(
     orientation = pixels.orientation(frame)
     image = pixels.straight(frame)
     sides, reverses = stored or image.size, pixels.reverses(orientation)
-    # Fewer squares only where black shows enough to take their place: a pixel that is transparent must not hide an end.
-    for most in (preprocessing.max_frames, preprocessing.max_frames // 2):
-        count = _count(sides, preprocessing, most) if still else 1
-        boxes = [tuple(at / divisor for at in box) for box in _boxes(sides, reverses, preprocessing, count)]
-        on_white, on_black = _on_each_ground(image, boxes, preprocessing, orientation)
-        if len(on_white) + len(on_black) <= preprocessing.max_frames:
-            break
-    return on_white, on_black
-
-
-def _on_each_ground(
-    image: Image.Image, boxes: Sequence[tuple[float, ...]], preprocessing: "Preprocessing", orientation: int
-) -> tuple[list[View], list[View]]:
-    """Every square on white, and those of them on black that show something else there."""
+    count = _count(sides, preprocessing) if still else 1
+    boxes = [tuple(at / divisor for at in box) for box in _boxes(sides, reverses, preprocessing, count)]
 
     def on(ground: str) -> list[View]:  # one ground at a time: a large picture takes 200 MB on each
         flat = pixels.on_ground(image, ground)
@@ -75,8 +63,9 @@ def _shows_more(white: View, black: View) -> bool:
     return bool(through.mean() >= _VISIBLE_SHARE and black.max() > _VISIBLE_LEVELS)
 
 
-def _count(sides: tuple[int, int], preprocessing: "Preprocessing", most: int) -> int:
+def _count(sides: tuple[int, int], preprocessing: "Preprocessing") -> int:
     """Into how many squares the longer side goes: an odd number, so that the middle one is the centre."""
+    most = preprocessing.max_frames
     longer, shorter = max(sides), min(sides)
     if not 0 < preprocessing.long_from * shorter <= longer:
         return 1
