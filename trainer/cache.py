@@ -27,7 +27,7 @@ from trainer.shards import Entry
 from worker.model import files
 
 FrameChoice = Literal["middle", "all"]
-"""Which frames of an animation: its middle one to fit on, all that the worker looks at to judge by."""
+"""Which of a picture's frames: the middle one to fit on, all that the worker looks at to judge by."""
 
 SCHEMA: Final = 4
 """Part of every key. To be raised whenever decoding, a network's code or the file's form changes what is stored."""

@@ -83,7 +83,7 @@ class Explained:
 
     @property
     def name(self) -> str:
-        """The picture's name; of an animation with the number of the frame."""
+        """The picture's name; of one with several frames with the number of the frame."""
         count = len(self.shown.frames)
         return self.shown.name if count == 1 else f"{self.shown.name} (frame {self.at + 1} of {count})"
 
@@ -99,7 +99,7 @@ class Background:
 def explain(
     cut: Cut, heads: Sequence[Head], shown: Sequence[Shown], background: Background, samples: int
 ) -> list[Explained]:
-    """Each picture by each head. Of an animation the frame that decides by the last head is explained."""
+    """Each picture by each head. Of several frames the one that decides by the last head is explained."""
     reached = [cut.activations(one.frames) for one in shown]
     deciding = [int(cut.probabilities(heads[-1], one)[:, RISKED].argmax()) for one in reached]
     explained = torch.stack([one[at] for one, at in zip(reached, deciding, strict=True)])

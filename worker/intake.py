@@ -32,7 +32,7 @@ MOST_CLAIMS = 10_000
 DUE_AT_ONCE = 100
 # Where more are due: so many of them are looked through for uploads each time, in two of these.
 DUE_LOOKED_THROUGH = 500
-# More than there can be of backfill that waits for another attempt, see MOST_POSTPONED_FOR_BACKFILL.
+# Far more than there can be of backfill that waits for another attempt, see MOST_POSTPONED_FOR_BACKFILL.
 DUE_REACH = 50_000
 # How long what its stream refuses is out of the way of the rest. A person mends a stream, which takes longer.
 REFUSED_PAUSE_MS = 10_000

@@ -23,26 +23,30 @@ class _Ruleset(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("files", "network", "others")]
 
 
-def give_up_everything() -> int:
-    """This thread and those that it starts open, make, change, remove and run no file, and reach no other process.
-
-    What is open stays open. `PR_SET_NO_NEW_PRIVS` must be set. Returns the kernel's version of Landlock, of which
-    follows how much of that holds; 0 where there is none, and nothing is given up.
-    """
+def version() -> int:
+    """The kernel's version of Landlock, of which follows how much can be given up; 0 where there is none, or where
+    this process may not use it."""
     if sys.platform != "linux":
         return 0
+    return max(0, int(ctypes.CDLL(None).syscall(_CREATE_RULESET, None, 0, _TELL_VERSION)))
+
+
+def give_up_everything() -> None:
+    """This thread and those that it starts open, make, change, remove and run no file, and reach no other process, as
+    far as `version` goes.
+
+    What is open stays open. `PR_SET_NO_NEW_PRIVS` must be set.
+    """
+    known = version()
+    if known == 0:
+        return
     libc = ctypes.CDLL(None)
-    version = max(0, libc.syscall(_CREATE_RULESET, None, 0, _TELL_VERSION))
-    if version == 0:
-        return 0
     ruleset = _Ruleset(
-        (1 << _FILES[min(version, len(_FILES)) - 1]) - 1,
-        _NETWORK if version >= _NETWORK_SINCE else 0,
-        _OTHERS if version >= _OTHERS_SINCE else 0,
+        (1 << _FILES[min(known, len(_FILES)) - 1]) - 1,
+        _NETWORK if known >= _NETWORK_SINCE else 0,
+        _OTHERS if known >= _OTHERS_SINCE else 0,
     )
     descriptor = libc.syscall(_CREATE_RULESET, ctypes.byref(ruleset), ctypes.sizeof(ruleset), 0)
-    if descriptor < 0:
-        return 0
-    refused = libc.syscall(_RESTRICT_SELF, descriptor, 0)
-    os.close(descriptor)
-    return 0 if refused else version
+    if descriptor >= 0:
+        libc.syscall(_RESTRICT_SELF, descriptor, 0)
+        os.close(descriptor)

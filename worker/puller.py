@@ -207,7 +207,8 @@ class Puller:
         self._pipeline.leave_overdue(patience * self._fetch_timeout_s, self._claim_deadline_s)
         before_ms = self._kept_house_ms
         self._kept_house_ms = self._intake.now_ms()  # nothing below this line is asked of a server that is away
-        if self._kept_house_ms - before_ms > 1000 * max(PAUSED_S, self._takeover_idle_s):
+        # Others may have refreshed theirs a second before, and it takes that long to look.
+        if self._kept_house_ms - before_ms > 1000 * max(PAUSED_S, self._takeover_idle_s - 2 * HOUSEKEEPING_S):
             # As old as its own are the claims of all that were paused with it, until each has refreshed them.
             self._connected_since = time.monotonic()
         self._connected()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import redis
 
-from worker import bus, connection, memory
+from worker import bus, connection, landlock, memory
 from worker.batcher import Batcher
 from worker.champion import ChampionFollower
 from worker.classifier import Classifier
@@ -124,6 +124,7 @@ class Service:
             on_restart=lambda cause: self.metrics.restarts.labels(cause).inc(),
         )
         self._closes(self._decoders.close)
+        logger.info("%d decoders open nothing, and give up what Landlock %d can forbid", count, landlock.version())
 
     def _start_scoring(self, store: WeightsStore) -> None:
         settings = self._settings

@@ -1,4 +1,4 @@
-"""All settings of the serving side, from `MODERATION_*` variables and a `.env` file.
+"""All settings of the serving side, and those that the trainer shares, from `MODERATION_*` variables and a `.env` file.
 
 Names and defaults that others rely on are CONTRACT; the rest are knobs. Units are in the names. Read once, in `app` and
 `cli`; everything else is handed what it needs. Knows no torch, Celery or Redis.

@@ -6,7 +6,7 @@ built. Knows the contract's fields and rules between them; knows no Redis, thres
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -30,6 +30,7 @@ Label = Literal["approved", "not_suitable", "risked"]
 Placement = Literal["collective", "author_only", "held", "removed"]
 ReviewPlacement = Literal["held", "author_only"]
 Note = Literal["circuit_breaker", "human", "known_content", "audit_sample"]
+NOTES: Final[tuple[str, ...]] = get_args(Note)
 # A later release may have others; a reader from before must not lose a verdict over one.
 LaterReason = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -157,6 +158,12 @@ class Undecided(_Document):
     placement: ReviewPlacement
     reasons: tuple[UndecidedReason | LaterReason, ...] = Field(min_length=1)
     probabilities: None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not set(self.reasons).isdisjoint(NOTES):
+            raise ValueError("an undecided picture has none of the reasons of a decided one")
+        return self
 
 
 def by_person(document: "Verdict | Undecided", label: Label, note: Note) -> Verdict:

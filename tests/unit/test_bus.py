@@ -1,6 +1,7 @@
 """The door to Redis: every foreign error becomes ours, no password leaks, every script loads."""
 
 import inspect
+import re
 from importlib.resources import files
 
 import pytest
@@ -60,3 +61,15 @@ def test_every_script_loads(broker: Broker) -> None:
     assert "publish" in names
     for name in names:
         assert broker.client().script_load(bus.script(name))
+
+
+def test_every_script_has_the_functions_that_it_calls() -> None:
+    """It says which scripts it follows; one that is missing there would be found out when it is called only."""
+    texts = {path.name: path.read_text() for path in files("worker").joinpath("lua").iterdir()}
+    defined = {name for text in texts.values() for name in re.findall(r"^local function (\w+)", text, re.MULTILINE)}
+    assert {"clock", "standing_verdict", "leave"} <= defined
+    for file in texts:
+        script = bus.script(file.removesuffix(".lua"))
+        for name in defined:
+            called, made = (re.search(pattern, script) for pattern in (rf"\b{name}\(", rf"local function {name}\("))
+            assert not called or (made and made.start() < called.start()), (file, name)

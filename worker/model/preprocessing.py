@@ -49,16 +49,16 @@ class Preprocessing:
     """How a picture becomes a network's input; part of a version's identity. The defaults are ImageNet's.
 
     `resize` and `crop` are pixels, `mean` and `std` refer to RGB in 0..1, `max_frames` is how many frames of an
-    animation are judged. A JPEG is decoded at 1/2 of its size as long as the first of `jpeg_margins` times `resize`
-    remains of its shorter side, at 1/4 or 1/8 as long as the second does: what is left is scaled by an antialiasing
-    filter, and the less that has to do the sharper the picture comes out. At the defaults a picture changes about as
-    much as by saving it at another JPEG quality, or less (measured on photographs and renderings,
-    tests/benchmarks/RESULTS.md); below them more.
+    animation, or squares of a long picture, are judged. A JPEG is decoded at 1/2 of its size as long as the first of
+    `jpeg_margins` times `resize` remains of its shorter side, at 1/4 or 1/8 as long as the second does: what is left is
+    scaled by an antialiasing filter, and the less that has to do the sharper the picture comes out. At the defaults a
+    picture changes about as much as by saving it at another JPEG quality, or less (measured on photographs and
+    renderings, tests/benchmarks/RESULTS.md); below them more.
 
     With `on_black` what is transparent is judged on black as well as on white, the grounds of light and dark pages:
     one picture can be drawn to show one thing on the one and another on the other. Of a still picture whose longer side
     is at least `long_from` times the shorter (0: of none), such as a strip of comics, squares all along it are judged,
-    not its middle alone, `max_frames` at most.
+    not its middle alone.
 
     Raises WeightsError for values that this code cannot serve.
     """
