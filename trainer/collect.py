@@ -2,7 +2,8 @@
 
     decision ─► in the set already ──────────────────────────────► moved to its label's folder, if it is elsewhere
              └► fetched ─► SHA-256 as decided on? ─► decoded ─► <part>/interim/<label>/<content_id>.<ext>
-    the same bytes under another ID ─► the label of the latest decision on any of them, as the worker judges them
+    decided without a SHA-256 ─► its own ID's file alone; in the set otherwise, there or as other bytes ─► taken out
+    the same bytes under another ID ─► the label of the latest decision that names them, as the worker judges them
     a block of them on disk ─► the log of what was left out ─► the cursor
 
 A run may be killed at any moment: the decisions after the cursor are gone through again, and what is in place stays
@@ -11,14 +12,14 @@ in place. Whoever calls holds the data set's lock. Knows no features, networks o
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final, Literal, Protocol, get_args
 
-from trainer import dataset, ledger
+from trainer import agreement, dataset, ledger
 from trainer.decoding import decoded
 from trainer.ledger import Decision, Ledger, LeftOut
 from trainer.progress import Reporter
@@ -42,18 +43,24 @@ EMPTY_FROM: Final = 20
 """Pictures to fetch of which a content store that has none of them is rather not the right one, or not mounted. Fewer
 may all have been deleted by their authors."""
 
-Result = Literal["added", "replaced", "moved", "unchanged", "gone", "mismatched", "unusable", "waiting"]
+Result = Literal["added", "replaced", "moved", "unchanged", "gone", "mismatched", "doubtful", "unusable", "waiting"]
 """What became of a decision. `waiting`: the fault was not the picture's, or need not be, and the next run tries again:
 the content store failed or did not have it for the first time, or the decoder failed on what may be a busy machine."""
 
 RESULTS: Final[tuple[Result, ...]] = get_args(Result)
-_OF_REASON: Final[dict[str, Result]] = {"not_found": "gone", "fetch_failed": "waiting", "mismatched": "mismatched"}
+_OF_REASON: Final[dict[str, Result]] = {
+    "not_found": "gone",
+    "fetch_failed": "waiting",
+    "mismatched": "mismatched",
+    "doubtful": "doubtful",
+}
 _TRIED_TWICE: Final = frozenset({"not_found", "decode_timeout", "decoder_crashed"})
 """Not found counts among them because a store that half fails, one bucket or folder of it, says so of what it has."""
 
 _SAID: Final[dict[Result, str]] = {
     "gone": "pictures are gone from the content store and were not collected",
     "mismatched": "pictures are not the bytes that people decided on (another SHA-256) and were not collected",
+    "doubtful": "pictures were decided on without a SHA-256, otherwise than before, and are not in the set",
     "unusable": "pictures cannot be used (no picture, broken, too large) and were not collected",
     "waiting": "pictures could not be had or decoded and are tried again by the next run",
 }
@@ -122,13 +129,13 @@ class Collector:
                 if kept.waiting:
                     since = min(_entry(decision) for decision in kept.waiting)
                     later = [d for d in corrections("{}-{}".format(*since)) if _entry(d) <= ledger.entry(kept.cursor)]
-                    kept, fault = self._block(decoders, kept, kept.waiting, results, left, later)
+                    kept, fault = self._block(corrections, decoders, kept, kept.waiting, results, left, later)
                     # A fault of these few alone must not keep the others from being collected, run after run.
                     if fault and any(decision.kept_back == "not_found" for decision in kept.waiting):
                         raise UnavailableError(fault)
                 while block:
                     kept = kept.model_copy(update={"cursor": block[-1].correction})
-                    kept, fault = self._block(decoders, kept, block, results, left)
+                    kept, fault = self._block(corrections, decoders, kept, block, results, left)
                     if fault:
                         raise UnavailableError(fault)
                     block = list(islice(decisions, BLOCK))
@@ -137,6 +144,7 @@ class Collector:
 
     def _block(
         self,
+        corrections: Callable[[str], Iterator[Decision]],
         decoders: DecoderPool,
         kept: Ledger,
         block: Sequence[Decision],
@@ -148,51 +156,63 @@ class Collector:
 
         A block that has waited for this attempt may be older than what is in the set: `later` are the decisions since.
         """
-        latest: dict[str, Decision] = {}
-        for decision in block:
-            latest.pop(decision.content_id, None)  # a later decision replaces an earlier one, and comes after it
-            latest[decision.content_id] = decision
+        latest, doubtful = ledger.latest(block, kept.waiting)
         waiting = {d.content_id: d for d in kept.waiting if d.content_id not in latest}
         made: list[Result | LeftOut] = []
         with self._reporter.track("Collecting decided pictures", len(latest)) as advance:
-            for became in in_threads(partial(self._place, decoders), list(latest.values()), self._threads):
+            for became in in_threads(partial(self._place, decoders, doubtful), list(latest.values()), self._threads):
                 advance(1)
                 made.append(became)
         fault = _fault_of(made)
-        placed: list[Decision] = []
+        made = self._settle(list(latest.values()), made, later, corrections(kept.cursor))
         for decision, became in zip(latest.values(), made, strict=True):
             result = _result(became, decision)
             results[result] += 1
             if isinstance(became, LeftOut):
                 left.setdefault(result, []).append(decision.content_id)
-            else:
-                placed.append(decision)
             if result == "waiting" and isinstance(became, LeftOut):
                 waiting[decision.content_id] = decision.model_copy(update={"kept_back": became.reason})
-        if agreed := sum(self._spots.label_same_bytes(one.content_id, self._label(one, later)) for one in placed):
-            self._reporter.say(f"{agreed} pictures hold the same bytes as one decided on later and take its label.")
         ledger.note_left_out(self._data, [became for became in made if isinstance(became, LeftOut)])
         kept = kept.model_copy(update={"waiting": tuple(waiting.values())})
         ledger.save(self._data, kept)
         return kept, fault
 
-    def _label(self, decision: Decision, later: Sequence[Decision]) -> str:
-        """That of the decision's bytes: the latest's on them, under whichever ID."""
-        if later:
-            digest, ids = self._spots.same_bytes(decision.content_id)
-            for other in reversed(later):
-                if _entry(other) <= _entry(decision):
-                    break
-                if other.sha256 == digest or (other.sha256 is None and other.content_id in ids):
-                    return other.label
-        return decision.label
+    def _settle(
+        self,
+        decided: Sequence[Decision],
+        made: Sequence[Result | LeftOut],
+        later: Sequence[Decision],
+        rest: Iterator[Decision],
+    ) -> list[Result | LeftOut]:
+        """What became of each in the end: what is in doubt leaves the set, and the same bytes take one label.
 
-    def _place(self, decoders: DecoderPool, decision: Decision) -> Result | LeftOut:
+        What the `rest` of the decisions comes back to stays: where the cursor was lost, they made what is in the set.
+        """
+        doubtful = {one.content_id for one, became in zip(decided, made, strict=True) if _is_doubtful(became)}
+        again = {one.content_id for one in rest if one.content_id in doubtful} if doubtful else set()
+        for content_id in doubtful - again:
+            self._spots.drop(content_id)
+        placed = [one for one, became in zip(decided, made, strict=True) if not isinstance(became, LeftOut)]
+        moved, gave_way = agreement.agree(self._spots, placed, later)
+        if moved:
+            self._reporter.say(f"{moved} pictures hold the same bytes as one decided on later and take its label.")
+        settled: list[Result | LeftOut] = []
+        for one, became in zip(decided, made, strict=True):
+            if one in gave_way:
+                became = LeftOut(one, "doubtful", "The same bytes have another label under another ID.")
+            stays = one.content_id in again and self._spots.of(one.content_id)
+            settled.append("unchanged" if stays else became)
+        return settled
+
+    def _place(self, decoders: DecoderPool, doubtful: Collection[str], decision: Decision) -> Result | LeftOut:
         spots = self._spots.of(decision.content_id)
         # Once in a part, always in that part, whatever the share is now: a version may have been fitted on it.
         part = spots[0].part if spots else part_of(decision.content_id, self._test_share)
         folder = label_folders(self._data, part) / decision.label
-        known = [s for s in spots if decision.sha256 is None or sha256(s.path) == decision.sha256]
+        if decision.sha256 is not None:
+            known = [s for s in spots if sha256(s.path) == decision.sha256]
+        else:
+            known = [s for s in spots if s.label == decision.label]
         if known:
             standing = next((s for s in known if (s.part, s.label) == (part, decision.label)), None)
             if standing is not None:
@@ -201,6 +221,9 @@ class Collector:
             moved = Spot(part, decision.label, folder / known[0].path.name)
             self._spots.move(decision.content_id, known[0], moved)
             return "moved"
+        if decision.sha256 is None and (spots or decision.content_id in doubtful):
+            # Which bytes were meant nobody knows: perhaps those decided on before, perhaps others that came since.
+            return LeftOut(decision, "doubtful", "Decided without a SHA-256, and otherwise than before.")
         try:
             data, extension = self._fetch(decoders, decision)
         except ContentError as error:
@@ -224,6 +247,10 @@ class Collector:
             )
 
 
+def _is_doubtful(became: Result | LeftOut) -> bool:
+    return isinstance(became, LeftOut) and became.reason == "doubtful"
+
+
 def _entry(decision: Decision) -> tuple[int, int]:
     return ledger.entry(decision.correction)
 
@@ -239,8 +266,8 @@ def _result(became: Result | LeftOut, decision: Decision) -> Result:
 
 def _fault_of(made: Sequence[Result | LeftOut]) -> str:
     """What is the matter with the content store where every fetch of a block met the same; empty where nothing is."""
-    fetched = [became for became in made if became not in ("moved", "unchanged")]
-    lost = [became for became in fetched if isinstance(became, LeftOut)]
+    lost = [became for became in made if isinstance(became, LeftOut) and not _is_doubtful(became)]
+    fetched = [*lost, *(became for became in made if became in ("added", "replaced"))]
     if lost and len(lost) == len(fetched):
         if all(one.reason == "fetch_failed" for one in lost):
             return (

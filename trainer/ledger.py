@@ -78,6 +78,22 @@ def entry(correction: str) -> tuple[int, int]:
     return int(milliseconds), int(number or 0)
 
 
+def latest(block: Iterable[Decision], waiting: Iterable[Decision]) -> tuple[dict[str, Decision], set[str]]:
+    """The decision that holds for each ID of a block; and the IDs where it names no bytes, and an earlier one did, with
+    another label. With the same label it says no more than that one."""
+    holds: dict[str, Decision] = {}
+    before, doubtful = {decision.content_id: decision for decision in waiting}, set()
+    for decision in block:
+        earlier = before.get(decision.content_id)
+        if decision.sha256 is None and earlier is not None and earlier.sha256 is not None:
+            if earlier.label == decision.label:
+                continue
+            doubtful.add(decision.content_id)
+        holds.pop(decision.content_id, None)  # a later decision replaces an earlier one, and comes after it
+        holds[decision.content_id] = before[decision.content_id] = decision
+    return holds, doubtful
+
+
 def read(data: Path) -> Ledger:
     """The ledger of the data set in `data`, an empty one where there is none. Raises DataError where it is damaged."""
     path = data / FILE

@@ -62,19 +62,25 @@ class Spots:
         self._of[content_id] = [spot]
         self._note_size(content_id, spot)
 
-    def same_bytes(self, content_id: str) -> tuple[str | None, set[str]]:
-        """The SHA-256 of the bytes of `content_id`, and the IDs that they lie under, itself among them."""
-        path = self._of[content_id][0].path
-        digest = sha256(path)
-        like = self._ids_of_size.get(path.stat().st_size, set())
-        return digest, {other for other in like if any(sha256(spot.path) == digest for spot in self._of[other])}
+    def drop(self, content_id: str) -> None:
+        """Every file of that ID leaves the set."""
+        for spot in self._of.pop(content_id, []):
+            spot.path.unlink(missing_ok=True)
+            files.sync_folder(spot.path.parent)
+
+    def contradicted(self, content_id: str) -> bool:
+        """Whether the bytes of `content_id` lie under another ID, and there under another label."""
+        own = self._of[content_id][0]
+        digest, like = sha256(own.path), self._ids_of_size.get(own.path.stat().st_size, set()) - {content_id}
+        others = (spot for other in like for spot in self.of(other))
+        return any(spot.label != own.label and sha256(spot.path) == digest for spot in others)
 
     def label_same_bytes(self, content_id: str, label: str) -> int:
         """The bytes of `content_id` under other IDs move to `label`, each in its own part; returns how many did."""
         path = self._of[content_id][0].path
         digest, moved = sha256(path), 0
         for other in sorted(self._ids_of_size.get(path.stat().st_size, ())):
-            spots = self._of[other]
+            spots = self.of(other)
             for at, spot in enumerate(spots):
                 if spot.label == label or sha256(spot.path) != digest:
                     continue

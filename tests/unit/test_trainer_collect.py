@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.pictures import animation, picture
 from trainer import ledger
-from trainer.collect import EMPTY_FROM, Collector, part_of
+from trainer.collect import BLOCK, EMPTY_FROM, Collector, part_of
 from trainer.decoding import decoder_pool
 from trainer.errors import DataError
 from trainer.ledger import Decision, Ledger
@@ -24,6 +24,10 @@ from worker.errors import ContentError, UnavailableError, UndecidedReason, Usage
 from worker.model.preprocessing import Decoded, Preprocessing
 
 SIZE = (24, 20)
+
+
+def digest_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +95,7 @@ def test_a_labels_folder_may_lie_on_another_file_system(scene: Scene) -> None:
         data = scene.decide("a", "approved")
         scene.collect()
         for label in ("risked", "approved"):
-            scene.decide("a", label, b"")
+            scene.decide("a", label, b"", sha256=digest_of(data))
             assert scene.collect() == {"moved": 1}
             assert scene.files() == [f"train/interim/{label}/a.jpg"]
             assert (folder / label / "a.jpg").read_bytes() == data
@@ -123,7 +127,7 @@ def test_collecting_twice_adds_nothing(scene: Scene) -> None:
 def test_a_later_decision_moves_the_picture_without_fetching_it(scene: Scene) -> None:
     data = scene.decide("a", "approved")
     scene.collect()
-    scene.decide("a", "risked", b"", sha256=hashlib.sha256(data).hexdigest())
+    scene.decide("a", "risked", b"", sha256=digest_of(data))
     (scene.content / "a").unlink()
     assert scene.collect() == {"moved": 1}
     assert scene.files() == ["train/interim/risked/a.jpg"]
@@ -143,26 +147,25 @@ def test_of_opposite_decisions_on_the_same_bytes_the_latest_holds_for_every_id(
     """As the worker has it: whichever run collects them, and in whatever order the IDs first came."""
     data = scene.decide("a", "approved")
     scene.decide("other", "approved", picture("approved", "PNG", size=SIZE))
-    scene.decide("b", "risked", data)
-    scene.decide("a", "not_suitable", b"")
+    scene.decide("b", "risked", data, sha256=digest_of(data))
+    scene.decide("a", "not_suitable", b"", sha256=digest_of(data))
     assert scene.collect() == {"added": 3}
     folder = "train/interim"
     assert scene.files() == [f"{folder}/approved/other.png", *(f"{folder}/not_suitable/{n}.jpg" for n in "ab")]
-    scene.decide("c", "risked", data)
+    scene.decide("c", "risked", data, sha256=digest_of(data))
     capsys.readouterr()
     assert scene.collect() == {"added": 1}
     assert "2 pictures hold the same bytes as one decided on later" in capsys.readouterr().err
     assert scene.files() == [f"{folder}/approved/other.png", *(f"{folder}/risked/{n}.jpg" for n in "abc")]
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["digests known", "digests unknown"])
 @pytest.mark.parametrize("late_is_latest", [True, False])
 def test_a_decision_that_was_kept_back_labels_the_same_bytes_unless_a_later_one_has(
-    late_is_latest: bool, known: bool, scene: Scene
+    late_is_latest: bool, scene: Scene
 ) -> None:
     """Or they would lie under two labels, and both would be taken out of the training pictures for good."""
     drawn = picture("approved", size=SIZE)
-    digest = hashlib.sha256(drawn).hexdigest() if known else None
+    digest = digest_of(drawn)
     scene.decide("a", "approved", drawn, sha256=digest)
     scene.collect()
     scene.decide("b", "risked", b"", sha256=digest)  # not there yet
@@ -185,10 +188,100 @@ def test_a_picture_of_the_same_name_is_never_lost_to_a_decision_on_other_bytes(s
     for label, content in (("approved", same), ("risked", different)):
         (folder / label).mkdir(parents=True)
         (folder / label / "1.jpg").write_bytes(content)
-    scene.decide("a", "risked", same)
+    scene.decide("a", "risked", same, sha256=digest_of(same))
     assert scene.collect() == {"added": 1}
     assert (folder / "risked" / "1.jpg").read_bytes() == different
     assert (folder / "approved" / "1.jpg").read_bytes() == same
+
+
+@pytest.mark.parametrize(("first", "then"), [("approved", "risked"), ("risked", "approved")])
+def test_a_decision_that_names_no_bytes_takes_its_picture_out_and_no_other(
+    first: str, then: str, scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may have been made on what came under the ID since; everybody else who shows the picture keeps the label that
+    they were given. Or whoever had a common picture approved could have the next version ban it."""
+    common = picture("approved", "PNG", size=SIZE)
+    for content_id in ("mine", "other"):
+        scene.decide(content_id, first, common, sha256=digest_of(common))
+    scene.collect()
+    scene.decide("mine", then, picture("risked", "PNG", size=SIZE))
+    capsys.readouterr()
+    assert scene.collect() == {"doubtful": 1}
+    assert scene.files() == [f"train/interim/{first}/other.png"]
+    assert scene.left_out() == [("mine", "doubtful")]
+    assert "without a SHA-256, otherwise than before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("first", ["collected", "waiting", "new"])
+def test_so_it_does_where_the_first_decision_was_not_collected_before(first: str, scene: Scene) -> None:
+    """Both in one run, as where all corrections are gone through again, or the picture was not there at first."""
+    common = picture("approved", "PNG", size=SIZE)
+    scene.decide("mine", "approved", b"" if first == "waiting" else common, sha256=digest_of(common))
+    if first != "new":
+        scene.collect()
+    scene.decide("mine", "risked", common)
+    assert scene.collect()["doubtful"] == 1
+    assert (scene.files(), ledger.read(scene.data).waiting) == ([], ())
+
+
+def test_a_decision_that_names_no_bytes_and_agrees_changes_nothing(scene: Scene) -> None:
+    """What was decided on stays, and what lies under the ID now is not fetched in its place."""
+    data = scene.decide("a", "approved")
+    scene.decisions[0] = scene.decisions[0].model_copy(update={"sha256": digest_of(data)})
+    scene.collect()
+    scene.decide("a", "approved", picture("risked", "PNG", size=SIZE))
+    assert scene.collect() == {"unchanged": 1}
+    (scene.data / ledger.FILE).unlink()
+    (scene.data / "train/interim/approved/a.jpg").unlink()
+    assert scene.collect() == {"mismatched": 1}
+    assert scene.files() == []
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_decision_that_names_no_bytes_is_its_own_ids_alone(at_once: bool, scene: Scene) -> None:
+    """Of an ID that is not in the set its picture is learned, but never against a decision on the same bytes, which
+    would else lie under two labels and leave the training pictures."""
+    common, unlike = picture("approved", "PNG", size=SIZE), picture("risked", "PNG", size=SIZE)
+    scene.decide("other", "approved", common, sha256=digest_of(common))
+    if not at_once:
+        scene.collect()
+    scene.decide("mine", "risked", common)
+    scene.decide("alone", "risked", unlike)
+    scene.collect()
+    held = [file for file in scene.files() if not file.endswith("/mine.png")]
+    assert held == ["train/interim/approved/other.png", "train/interim/risked/alone.png"]
+    assert "train/interim/risked/mine.png" not in scene.files()
+    scene.decide("third", "approved", unlike, sha256=digest_of(unlike))
+    scene.collect()
+    assert {"train/interim/approved/alone.png", "train/interim/approved/third.png"} < set(scene.files())
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_decision_that_was_kept_back_gives_way_to_what_names_its_bytes(named: bool, scene: Scene) -> None:
+    """Whichever of the two waited: the later one labels no other ID where it names no bytes, nor does the earlier."""
+    common = picture("approved", "PNG", size=SIZE)
+    scene.decide("late", "approved", b"", sha256=digest_of(common) if named else None)
+    scene.decide("early", "risked", common, sha256=None if named else digest_of(common))
+    scene.collect()
+    scene.decide("new", "approved")
+    (scene.content / "late").write_bytes(common)
+    scene.collect()
+    label = "approved" if named else "risked"
+    held = set(scene.files()) - {"train/interim/approved/new.jpg"}
+    assert held and {Path(file).parent.name for file in held} == {label}
+
+
+def test_going_through_all_again_takes_nothing_out_that_was_decided_on_later(scene: Scene) -> None:
+    """The picture may be gone from the content store by now."""
+    data = scene.decide("a", "approved")
+    for number in range(BLOCK):
+        scene.decide(f"none{number}", "approved", b"no picture")
+    scene.decide("a", "risked", b"", sha256=digest_of(data))
+    scene.collect()
+    (scene.data / ledger.FILE).unlink()
+    (scene.content / "a").unlink()
+    assert scene.collect() == {"unchanged": 2, "unusable": BLOCK}
+    assert scene.files() == ["train/interim/risked/a.jpg"]
 
 
 def test_a_decision_on_other_bytes_replaces_the_picture(scene: Scene) -> None:
@@ -196,7 +289,7 @@ def test_a_decision_on_other_bytes_replaces_the_picture(scene: Scene) -> None:
     scene.decide("a", "approved")
     scene.collect()
     data = picture("risked", "PNG", size=SIZE)
-    scene.decide("a", "risked", data, sha256=hashlib.sha256(data).hexdigest())
+    scene.decide("a", "risked", data, sha256=digest_of(data))
     assert scene.collect() == {"replaced": 1}
     assert scene.files() == ["train/interim/risked/a.png"]
 
@@ -224,14 +317,13 @@ def test_what_is_gone_or_no_picture_is_left_out_and_listed(scene: Scene, capsys:
 def test_an_id_never_changes_sides(scene: Scene) -> None:
     """The share decides for new IDs alone: also a larger one, and a later decision, leave the others where they are."""
     ids = [f"id{number}" for number in range(60)]
-    for content_id in ids:
-        scene.decide(content_id, "approved")
+    made = {content_id: scene.decide(content_id, "approved") for content_id in ids}
     scene.collect(test_share=0.2)
     side = {Path(file).stem: file.partition("/")[0] for file in scene.files()}
     assert set(side) == set(ids) and set(side.values()) == {"train", "test"}
     assert side == {content_id: part_of(content_id, 0.2) for content_id in ids}
     for content_id in ids:
-        scene.decide(content_id, "risked", b"")
+        scene.decide(content_id, "risked", b"", sha256=digest_of(made[content_id]))
     assert scene.collect(test_share=0.9) == {"moved": 60}
     assert {Path(file).stem: file.partition("/")[0] for file in scene.files()} == side
 
@@ -260,8 +352,8 @@ def test_a_broken_content_store_ends_the_run_and_the_next_one_fetches(scene: Sce
     scene.decide("c", "risked")
     assert scene.collect() == {"added": 1, "waiting": 1}
     (scene.content / "b").unlink()
-    scene.decide("b", "not_suitable", b"")
-    (scene.content / "b").write_bytes(picture("risked", "PNG", size=SIZE))
+    data = picture("risked", "PNG", size=SIZE)
+    scene.decide("b", "not_suitable", data, sha256=digest_of(data))
     assert scene.collect() == {"added": 1, "moved": 1}
     assert [Path(file).name for file in scene.files()] == ["a.jpg", "b.png", "c.jpg"]
     assert ledger.read(scene.data).waiting == ()
@@ -272,9 +364,9 @@ def test_a_content_store_that_has_nothing_ends_the_run_and_nothing_is_lost(
 ) -> None:
     """A mount that is missing, or a wrong prefix; the pictures are all there once that is mended. What the set has
     already is not asked for, and says nothing for the store."""
-    scene.decide("before", "approved")
+    before = scene.decide("before", "approved")
     scene.collect()
-    scene.decide("before", "risked", b"")
+    scene.decide("before", "risked", b"", sha256=digest_of(before))
     ids = [f"id{number}" for number in range(EMPTY_FROM)]
     for content_id in ids:
         scene.decide(content_id, "approved")
