@@ -60,7 +60,7 @@ def check(entries: list[Entry], told: Told, pictures: Pictures, versions: Versio
     for entry in entries:
         found.other += _wrong(entry, told.decided.keys() | told.unsure, pictures, versions)
     found.other += _decisions(by_id, told.decided, server)
-    _copies(by_id, told.copies, found)
+    _copies(by_id, told.copies, _naming_bytes(server), found)
     for content_id, label in told.rewritten.items():
         if content_id in by_id and by_id[content_id][-1].document["label"] != label:
             found.other.append(f"{content_id} now shows a picture that is {label}: {by_id[content_id][-1].document}")
@@ -104,7 +104,21 @@ def _wrong(entry: Entry, by_people: set[str], pictures: Pictures, versions: Vers
     return [f"{entry.content_id} is {document['label']}"] if document["label"] != deserved else []
 
 
-def _copies(by_id: Mapping[str, list[Entry]], copies: dict[str, Copy], found: Findings) -> None:
+def _naming_bytes(server: redis.Redis) -> set[tuple[str, str]]:
+    """Content ID and label of the decisions that name the bytes they are about, each time that they were made: one on
+    what has not been judged is about none, and its verdict shows those that were looked at since."""
+    named: set[tuple[str, str]] = set()
+    unnamed: set[tuple[str, str]] = set()
+    entries: Any = server.xrange("moderation:corrections")
+    for _, fields in entries:
+        decision = fields.get(b"content_id", b"").decode(), fields.get(b"label", b"").decode()
+        (named if b"content_sha256" in fields else unnamed).add(decision)
+    return named - unnamed
+
+
+def _copies(
+    by_id: Mapping[str, list[Entry]], copies: dict[str, Copy], naming: Set[tuple[str, str]], found: Findings
+) -> None:
     """What was shown again under another content ID, against the decisions on the original."""
     for content_id, copy in copies.items():
         decisions = [entry for entry in by_id.get(copy.original, []) if entry.document["reasons"] == ["human"]]
@@ -112,20 +126,17 @@ def _copies(by_id: Mapping[str, list[Entry]], copies: dict[str, Copy], found: Fi
             by_known = entry.document["reasons"] == ["known_content"]
             found.known_copies += by_known
             found.copies_judged_before += not by_known
-            found.other += _copied(entry, copy, [said for said in decisions if said.place < entry.place])
+            before = [said for said in decisions if said.place < entry.place]
+            in_force = copy.known or any((copy.original, said.document["label"]) in naming for said in before)
+            found.other += _copied(entry, copy, before, in_force)
 
 
-def _copied(entry: Entry, copy: Copy, before: list[Entry]) -> list[str]:
-    """Whether a copy's verdict is what the decisions on its bytes that took effect before it make it.
-
-    A decision holds for the bytes that its verdict names. A look at others, which agrees, leaves no entry behind, so
-    whoever made the copy asked the server, and in between both a model's verdict and the person's are right.
-    """
+def _copied(entry: Entry, copy: Copy, before: list[Entry], in_force: bool) -> list[str]:
+    """Whether a copy's verdict is what the decisions on its bytes that took effect before it make it."""
     by_known = entry.document["reasons"] == ["known_content"]
     if by_known and (not before or entry.document["label"] != before[-1].document["label"]):
         said = [decision.document["label"] for decision in before]
         return [f"{entry.content_id} is known content and {entry.document['label']}; decided before it was: {said}"]
-    in_force = copy.known or any(decision.document["content_sha256"] for decision in before)
     if in_force and not by_known:
         return [f"{entry.content_id} was judged by a model when the decision on {copy.original} was in force"]
     return []

@@ -70,9 +70,11 @@ class Forger:
         label = wrong.pop("label", self.pictures.labels.get(digest) or label_of(content_id))
         return self.writes(content_id, label, digest, **(said | wrong))
 
-    def decides(self, content_id: str, label: str, digest: str | None, **more: Any) -> str:
-        """A person's decision in force."""
+    def decides(self, content_id: str, label: str, digest: str | None, *, named: bool = True, **more: Any) -> str:
+        """A person's decision in force; with `named`, on these bytes."""
         self.told.decided.setdefault(content_id, []).append(label)
+        about = {"content_sha256": digest} if named and digest is not None else {}
+        self.server.xadd("moderation:corrections", {"content_id": content_id, "label": label, **about})
         return self.writes(content_id, label, digest, reasons=["human"], **more)
 
     def knows(self, content_id: str, label: str, digest: str, **more: Any) -> str:
@@ -98,7 +100,6 @@ def forger(tmp_path: Path, broker: Broker) -> Iterator[Forger]:
     made.decides("k0", "risked", digest, supersedes=first)
     made.knows("k0-copy2", "risked", digest)
     made.told.copies["k0-copy2"] = Copy("k0", known=True)
-    made.server.xadd("moderation:corrections", {"content_id": "k0"})
     made.server.xgroup_create("moderation:corrections", "moderation")
     yield made
     made.server.close()
@@ -172,10 +173,11 @@ def test_a_copy_judged_by_a_model_when_the_decision_was_in_force_is_found(forger
     assert "k1-copy3 was judged by a model when the decision on k1 was in force" in said_by(forger)
 
 
-def test_a_copy_judged_while_nobody_knew_the_bytes_is_right(forger: Forger) -> None:
-    """The decision was in force for the original's ID, whose bytes nobody had seen."""
+@pytest.mark.parametrize("seen_since", [True, False])
+def test_a_copy_judged_while_nobody_had_decided_on_the_bytes_is_right(forger: Forger, seen_since: bool) -> None:
+    """The decision was in force for the original's ID, whose bytes nobody had seen, or a worker after the decision."""
     digest = forger.pictures.draw("k1", "approved")
-    forger.decides("k1", "not_suitable", None)
+    forger.decides("k1", "not_suitable", digest if seen_since else None, named=False)
     forger.judges("k1-copy3", digest)
     forger.told.copies["k1-copy3"] = Copy("k1", known=False)
     forger.findings().assert_none()
