@@ -168,6 +168,89 @@ def test_messages_that_are_no_task_are_kept(place: Place) -> None:
     sender.close()
 
 
+OURS = {"task": "moderation.moderate", "id": "1"}
+
+
+def push(place: Place, body: Any, headers: Any = OURS, **properties: Any) -> None:
+    """As a client that writes its Celery messages itself; what is no text is sent as it is, in no encoding."""
+    route = {"exchange": "", "routing_key": "moderation"}
+    message = {"body": body, "headers": headers, "content-type": "application/json", "content-encoding": "utf-8"}
+    message["properties"] = {"delivery_tag": str(uuid.uuid4()), "delivery_info": route} | properties
+    place.broker.client().lpush("moderation", json.dumps(message))
+
+
+def test_no_message_ends_a_worker(place: Place) -> None:
+    """Bodies, headers and properties that Celery takes for granted: each is somebody's content IDs, and kept."""
+    worker = place.start_worker().wait_ready()
+    raw = place.broker.client()
+    named = {"content_ids": ["an-id"]}
+    for body in (named, ["an-id"], 71, None):
+        push(place, body)
+        push(place, body, {})
+        push(place, body, {"task": "another", "id": "1"})
+    wrong = (["an-id"], named, [["an-id"]], [["an-id"], 3, {}], ["an-id", {}, {}], [["an-id"], {}, 3], "an-id", 71)
+    wrong += tuple([[["an-id"]], {}, {"chain": chain}] for chain in (1, True, "x", ["x"], [{}]))
+    version_1 = {"task": "moderation.moderate", "id": "1"}
+    wrong += (version_1 | named, version_1 | {"args": "an-id"}, version_1 | {"args": ["an-id"], "kwargs": ["x"]})
+    for payload in wrong:
+        push(place, json.dumps(payload))
+        push(place, json.dumps(payload), {})
+    task = json.dumps([["an-id"], {}, {}])
+    odd = [[1], "x", {"task": ["x"], "id": "1"}, {"task": {}, "id": "1"}, {"task": "moderation.moderate"}]
+    odd += [OURS | {"timelimit": limit} for limit in (3, "abc", [1], ["a", "b", "c"], True)]
+    odd += [OURS | {"shadow": ["x"]}, OURS | {"id": []}, OURS | {"compression": "x"}, OURS | {"eta": 3}]
+    odd += [OURS | {"expires": "soon"}]
+    for headers in odd:
+        push(place, task, headers)
+    push(place, task, body_encoding="rot13")
+    push(place, {"an": "id"}, body_encoding="base64")
+    push(place, task, delivery_info=None)
+    push(place, task, delivery_info={"exchange": 3, "routing_key": "moderation"})
+    for tag in ([], None, True):
+        push(place, task, delivery_tag=tag)
+    moment = json.dumps({"an-id": {"__type__": "datetime", "__value__": "2026-01-01T00:00:00"}})
+    raw.lpush("moderation", json.dumps(named), '["an-id"]', moment, "71", "an-id", b"an-id\xff", "[" * 100_000)
+    sent = 4 * 3 + len(wrong) * 2 + len(odd) + 7 + 7
+    wait_until(lambda: raw.exists("moderation:dead-letter") and raw.xlen("moderation:dead-letter") == sent, "letters")
+    details = [fields[b"detail"].partition(b" Sent: ")[2] for _, fields in raw.xrange("moderation:dead-letter")]
+    assert sum(b"an-id" in detail for detail in details) > 40
+    assert b"\\x00" not in b"".join(details)
+    assert worker.process.poll() is None
+    assert place.judge(place.add()).popitem()[1].label == "approved"
+    wait_until(lambda: raw.hlen("unacked") == 0, "the messages to be acknowledged")
+    assert "Traceback" not in worker.log()
+
+
+def test_a_task_in_another_clients_hand_is_done(place: Place) -> None:
+    """PHP writes {} as []; the first version of Celery's protocol has all in its body."""
+    place.start_worker().wait_ready()
+    ids = [place.add() for _ in range(5)]
+    push(place, json.dumps([[[ids[0]]], [], {}]))
+    push(place, json.dumps([[[ids[1]]], [], []]))
+    push(place, json.dumps([[[ids[2]]], {}, None]))
+    push(place, json.dumps({**OURS, "args": [[ids[3]]], "kwargs": []}), [])
+    push(place, json.dumps({**OURS, "kwargs": {"content_ids": ids[4]}}), None)
+    assert {document.label for document in place.client.wait(ids, 30).values()} == {"approved"}
+    assert not place.broker.client().exists("moderation:dead-letter")
+
+
+def test_a_message_goes_back_to_the_queue_that_it_came_from(place: Place) -> None:
+    """Wherever its sender says that it goes, and without headers: it is done once the server takes its ID."""
+    worker = place.start_worker().wait_ready()
+    raw = place.broker.client()
+    ids = [place.add() for _ in range(3)]
+    raw.execute_command("ACL", "SETUSER", "default", "-xadd")
+    push(place, json.dumps([[ids[0]], {}, {}]), delivery_info={"exchange": "", "routing_key": "celery"})
+    push(place, json.dumps([[ids[1]], {}, {}]), delivery_info={"exchange": "celery", "routing_key": "celery"})
+    push(place, json.dumps({**OURS, "args": [ids[2]], "kwargs": {}}), None)
+    push(place, json.dumps({"no": "task"}), {}, delivery_info=None)
+    wait_until(lambda: worker.log().count("goes back") >= 6, "the messages to be refused", 30)
+    raw.execute_command("ACL", "SETUSER", "default", "+xadd")
+    assert {document.label for document in place.client.wait(ids, 30).values()} == {"approved"}
+    wait_until(lambda: raw.exists("moderation:dead-letter") and raw.xlen("moderation:dead-letter") == 1, "the letter")
+    assert "Traceback" not in worker.log()
+
+
 def test_a_client_leaves_a_master_that_became_a_replica(place: Place) -> None:
     """Its old connections are closed at the refusal, so that the next call asks the address anew."""
     raw = place.broker.client()
