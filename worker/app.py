@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 QUEUE = "moderation"
 EXIT_USAGE = 2
+# Of one message; 256 IDs of 128 characters take 34 KB.
+BURIED_MAX_BYTES = 64 * 1024
 
 
 def configuration() -> dict[str, Any]:
@@ -87,7 +89,10 @@ def _client_without_limit() -> Moderation:
 
 
 def _bury(sent: str, sentence: str) -> None:
-    deadletter.bury(_client().redis, sent[:128], "malformed_task", f"{sentence} Sent: {sent}", False)
+    whole = sent.encode("utf-8", "backslashreplace")
+    kept = whole[:BURIED_MAX_BYTES].decode("utf-8", "ignore")
+    cut = f" Of {len(whole)} bytes the first {BURIED_MAX_BYTES} are kept." if len(whole) > BURIED_MAX_BYTES else ""
+    deadletter.bury(_client().redis, kept[:128], "malformed_task", f"{sentence}{cut} Sent: {kept}", False)
 
 
 messages.install(_bury)

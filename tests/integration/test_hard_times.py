@@ -251,6 +251,18 @@ def test_a_message_goes_back_to_the_queue_that_it_came_from(place: Place) -> Non
     assert "Traceback" not in worker.log()
 
 
+def test_a_large_message_is_kept_in_part(place: Place) -> None:
+    """A dead letter stays until a person drops it; one of a size that no task of ours has says what is missing."""
+    place.start_worker().wait_ready()
+    raw = place.broker.client()
+    push(place, json.dumps([["x" * 1_000_000, False, False, 4], {}, {}]))
+    push(place, json.dumps([["é" * 200_000], {}, {}], ensure_ascii=False), {"task": "another", "id": "1"})
+    wait_until(lambda: raw.exists("moderation:dead-letter") and raw.xlen("moderation:dead-letter") == 2, "the letters")
+    for _, fields in raw.xrange("moderation:dead-letter"):
+        sentence, _, sent = fields[b"detail"].partition(b" Sent: ")
+        assert 65_000 < len(sent) <= 65_536 and b"the first 65536 are kept" in sentence
+
+
 def test_a_client_leaves_a_master_that_became_a_replica(place: Place) -> None:
     """Its old connections are closed at the refusal, so that the next call asks the address anew."""
     raw = place.broker.client()
