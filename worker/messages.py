@@ -161,6 +161,7 @@ def _is_whole(message: Any) -> bool:
         isinstance(arguments, list)
         and isinstance(named, dict)
         and all(isinstance(one, dict) and isinstance(one.get("task"), str) for one in follow)
+        and isinstance(embedded.get("delivery_info"), dict | None)
         and all(isinstance(one.get("shadow"), str | None) for one in (embedded, message.headers))
     )
 

@@ -190,6 +190,7 @@ def test_no_message_ends_a_worker(place: Place) -> None:
         push(place, body, {"task": "another", "id": "1"})
     wrong = (["an-id"], named, [["an-id"]], [["an-id"], 3, {}], ["an-id", {}, {}], [["an-id"], {}, 3], "an-id", 71)
     wrong += tuple([[["an-id"]], {}, {"chain": chain}] for chain in (1, True, "x", ["x"], [{}]))
+    wrong += ([["an-id"], {}, {"delivery_info": 71}],)
     version_1 = {"task": "moderation.moderate", "id": "1"}
     wrong += (version_1 | named, version_1 | {"args": "an-id"}, version_1 | {"args": ["an-id"], "kwargs": ["x"]})
     for payload in wrong:
