@@ -95,7 +95,10 @@ def _bury(sent: str, sentence: str) -> None:
     deadletter.bury(_client().redis, kept[:128], "malformed_task", f"{sentence}{cut} Sent: {kept}", False)
 
 
-messages.install(_bury)
+@signals.worker_init.connect(weak=False)
+def _keep_messages(sender: Any, **_: Any) -> None:
+    if sender.app is app:  # not in a process that imports this module to send tasks, and may have a worker of its own
+        messages.install(_bury)
 
 
 class _AnyArguments(Task[..., Any]):

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 import uuid
 from datetime import UTC, datetime
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from kombu import Connection
+from kombu.transport import redis
 
 from tests.support.flaky_content import FlakyContent
 from tests.support.pictures import picture
@@ -19,7 +22,7 @@ from tests.support.processes import listens_at
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
 from tests.support.worker import free_port
-from worker.app import app as moderation_app
+from worker import messages
 from worker.intake import Intake
 
 
@@ -105,9 +108,16 @@ def test_a_refusing_server_loses_no_task(place: Place) -> None:
     sender.close()
 
 
-def test_a_connection_lost_with_messages_in_work_can_be_closed(place: Place) -> None:
+def test_a_connection_lost_with_messages_in_work_can_be_closed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Celery closes it before it connects anew; an error on the way would end the worker."""
-    assert moderation_app.main == "moderation"  # imported for what it does to kombu
+    for owner, name in (
+        (redis.Channel, "QoS"),
+        (redis.Channel, "Message"),
+        (redis, "loads"),
+        (messages.Consumer, "bury"),
+    ):
+        monkeypatch.setattr(owner, name, getattr(owner, name, None), raising=False)  # as they are again afterwards
+    messages.install(lambda sent, sentence: None)
     connection = Connection(place.broker.url, transport_options={"socket_timeout": 2})
     queue = connection.SimpleQueue("messages")
     queue.put("one")
@@ -220,6 +230,15 @@ def test_no_message_ends_a_worker(place: Place) -> None:
     assert place.judge(place.add()).popitem()[1].label == "approved"
     wait_until(lambda: raw.hlen("unacked") == 0, "the messages to be acknowledged")
     assert "Traceback" not in worker.log()
+
+
+def test_whoever_imports_the_app_has_celery_as_it_was() -> None:
+    """A web application that sends tasks may have workers of its own, whose messages are none of our business."""
+    code = (
+        "import kombu.transport.redis as t; before = t.loads, t.Channel.QoS, t.Channel.Message; import worker.app; "
+        "assert before == (t.loads, t.Channel.QoS, t.Channel.Message)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_task_in_another_clients_hand_is_done(place: Place) -> None:
