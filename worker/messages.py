@@ -64,7 +64,8 @@ class _LeavesMessages(transport.QoS):
     """
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        if len(queues := self.channel.active_queues) == 1:  # type: ignore[attr-defined]
+        queues = self.channel.active_queues  # type: ignore[attr-defined]  # celery-types does not list it
+        if len(queues) == 1:
             # Where it came from; not where the sender said that it goes, which may be nobody's queue.
             message.delivery_info.update(exchange="", routing_key=queues[0])
         super().append(message, delivery_tag)
@@ -130,7 +131,7 @@ class Consumer(consumer.Consumer):
             "[arguments, named arguments, {}]; this was "
             f"{str(message.headers.get('task'))[:80]!r} as {str(message.content_type)[:80]}."
         )
-        errors = self.connection_errors  # type: ignore[attr-defined]  # celery-types does not list it
+        errors = self.connection_errors  # type: ignore[attr-defined]  # likewise
         try:
             type(self).bury(_text(message.body), sentence)
         except ModerationError as error:
@@ -183,5 +184,5 @@ def install(bury: Callable[[str, str], None]) -> None:
     transport.Channel.QoS = _LeavesMessages
     transport.Channel.Message = _Message
     # There is no hook, and what is no JSON would be lost and end the worker.
-    transport.loads = _loads  # type: ignore[attr-defined]
+    transport.loads = _loads  # type: ignore[attr-defined]  # likewise
     Consumer.bury = bury
