@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, Literal, Protocol, get_args
 
-from trainer import agreement, dataset, ledger
+from trainer import dataset, ledger, same_bytes
 from trainer.decoding import decoded
 from trainer.ledger import Decision, Ledger, LeftOut
 from trainer.progress import Reporter
@@ -193,7 +193,7 @@ class Collector:
         for content_id in doubtful - again:
             self._spots.drop(content_id)
         placed = [one for one, became in zip(decided, made, strict=True) if not isinstance(became, LeftOut)]
-        moved, gave_way = agreement.agree(self._spots, placed, later)
+        moved, gave_way = same_bytes.agree(self._spots, placed, later)
         if moved:
             self._reporter.say(f"{moved} pictures hold the same bytes as one decided on later and take its label.")
         settled: list[Result | LeftOut] = []

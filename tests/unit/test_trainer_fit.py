@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from tests.support.fitting import SMALL, draw, draw_both, plan
+from tests.support.fitting import SMALL, draw, plan
 from tests.support.store import publish_colours
 from trainer import contest, release
 from trainer.assess import TRAINING_TILES
@@ -29,18 +29,6 @@ from worker.model.labels import LABELS
 from worker.model.preprocessing import Decoded, Preprocessing
 from worker.model.reference import expected
 from worker.model.weights import WeightsStore
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train/ with 60 and test/ with 15 easy pictures a label."""
-    return draw_both(tmp_path_factory.mktemp("pictures"), 60, 15, 1)
-
-
-@pytest.fixture
-def few(tmp_path: Path) -> Path:
-    """train/ with 8 and test/ with 3 pictures a label, for tests that change them."""
-    return draw_both(tmp_path / "few", 8, 3, 3)
 
 
 @pytest.fixture

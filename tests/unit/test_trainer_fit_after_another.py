@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.fitting import draw, draw_both, plan
+from tests.support.fitting import draw, plan
 from tests.support.store import publish_colours
 from trainer import contest, release
 from trainer.asked import Asked
@@ -23,18 +23,6 @@ from worker.model.labels import LABELS
 from worker.model.manifest import Manifest, ManifestDraft
 from worker.model.preprocessing import Preprocessing
 from worker.model.weights import WeightsStore
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train/ with 60 and test/ with 15 easy pictures a label."""
-    return draw_both(tmp_path_factory.mktemp("pictures"), 60, 15, 1)
-
-
-@pytest.fixture
-def few(tmp_path: Path) -> Path:
-    """train/ with 8 and test/ with 3 pictures a label, for tests that change them."""
-    return draw_both(tmp_path / "few", 8, 3, 3)
 
 
 @pytest.fixture
