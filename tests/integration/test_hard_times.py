@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
 from tests.support.worker import free_port
 from worker import messages
+from worker.errors import UnavailableError, WaitedError
 from worker.intake import Intake
 
 
@@ -281,6 +283,28 @@ def test_a_large_message_is_kept_in_part(place: Place) -> None:
     for _, fields in raw.xrange("moderation:dead-letter"):
         sentence, _, sent = fields[b"detail"].partition(b" Sent: ")
         assert 65_000 < len(sent) <= 65_536 and b"the first 65536 are kept" in sentence
+
+
+def test_a_client_goes_on_after_a_restart_of_the_server(place: Place) -> None:
+    """What it was waiting for ends with one error, at once; called again, it has all of it, by the same client."""
+    place.start_worker().wait_ready()
+    place.judge(first := place.add())
+    ((last, _),) = place.client.verdicts()
+    with ThreadPoolExecutor() as threads:
+        later = place.add()
+        waiting = threads.submit(place.client.wait, later, 120)
+        following = threads.submit(lambda: list(place.client.verdicts(last, follow=True)))
+        place.broker.kill()
+        for ended in (waiting, following):
+            with pytest.raises(UnavailableError) as caught:
+                ended.result(60)
+            assert not isinstance(caught.value, WaitedError)
+    with pytest.raises(UnavailableError):
+        place.client.submit(later)
+    place.broker.start()
+    place.client.submit([first, later])
+    assert place.client.wait([first, later], 60).keys() == {first, later}
+    assert [document.content_id for _, document in place.client.verdicts(last)] == [later]
 
 
 def test_a_client_leaves_a_master_that_became_a_replica(place: Place) -> None:
