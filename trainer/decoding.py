@@ -15,7 +15,8 @@ from trainer.dataset import Picture, Unreadable
 from worker import cores
 from worker.decode import DecoderPool
 from worker.errors import ContentError
-from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import Decoded, DecodeLimits
 
 IN_FLIGHT: Final = 64
 """Pictures being decoded or waiting decoded, so that decoding never waits for the forward pass nor it for decoding."""

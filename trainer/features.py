@@ -28,7 +28,7 @@ from trainer.progress import Reporter
 from trainer.shards import Entry
 from trainer.tables import Tables, chunks
 from worker.decode import DecoderPool
-from worker.model.preprocessing import Decoded
+from worker.model.reading import Decoded
 
 SHARD_PICTURES: Final = 256
 SHARD_S: Final = 30.0

@@ -1,6 +1,6 @@
 """Turns untrusted bytes into uint8 frames, in processes that may die.
 
-Bytes go in, `Decoded` frames come out; how a picture is read is `model.preprocessing`, how a process is spoken to is
+Bytes go in, `Decoded` frames come out; how a picture is read is `model.reading`, how a process is spoken to is
 `decoder_process`, and how it confines itself `decoder_program`. This module holds several of them, ends what takes too
 long and decides what a death proves. Knows nothing of IDs, queues, networks or verdicts.
 
@@ -21,8 +21,9 @@ from typing import Self
 from worker.decoder_process import DecoderDiedError, DecoderProcess
 from worker.decoder_program import Decode, keep_to_itself
 from worker.errors import ContentError, ModerationError, UnavailableError
-from worker.model import preprocessing
-from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing
+from worker.model import reading
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import Decoded, DecodeLimits
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class DecoderPool:
         timeout_s: float,
         memory_bytes: int,
         on_restart: Callable[[str], None] = lambda cause: None,
-        decode: Decode = preprocessing.decode,
+        decode: Decode = reading.decode,
     ) -> None:
         keep_to_itself()
         self._arguments = (decode, parameters, limits, memory_bytes)

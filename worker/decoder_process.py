@@ -18,7 +18,8 @@ import numpy as np
 
 from worker.decoder_program import LONGEST_DETAIL, READY, SIZE, Decode
 from worker.errors import UNDECIDED_REASONS, ContentError
-from worker.model.preprocessing import FORMATS, Decoded, DecodeLimits, Preprocessing
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import FORMATS, Decoded, DecodeLimits
 
 # A process that has not said that it is ready for so long is given up; its imports take a second at most.
 START_TIMEOUT_S = 60.0

@@ -25,8 +25,9 @@ import numpy as np
 
 from worker import landlock
 from worker.errors import ContentError
-from worker.model import preprocessing
-from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing
+from worker.model import reading
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import Decoded, DecodeLimits
 
 # Lower than the process that it works for: a network on the same cores waits for its slowest thread, so that a decoder
 # which takes turns with one of them costs all. Much lower, and pictures come one by one where a batch was possible.
@@ -66,7 +67,7 @@ def main() -> None:
     parameters = Preprocessing.from_json(job["preprocessing"])
     limits = DecodeLimits(job["max_pixels"])
     decode: Decode = getattr(importlib.import_module(job["module"]), job["function"])
-    preprocessing.load_readers()
+    reading.load_readers()
     _confine(job["memory_bytes"])
     if os.getppid() != job["parent"]:
         return  # it died before the line above could bind us to it

@@ -9,7 +9,7 @@ ModerationError
 └── UsageError          the caller: a wrong argument, ID, or setting
 
 Every message is one sentence that says what to do. Foreign exceptions are translated into these where
-they enter: Redis in `bus`, Pillow in `model.preprocessing`, fsspec in `content`, files in `model.files`.
+they enter: Redis in `bus`, Pillow in `model.reading`, fsspec in `content`, files in `model.files`.
 """
 
 from collections.abc import Mapping

@@ -25,7 +25,7 @@ from worker.fetch import FetchPool
 from worker.intake import Intake
 from worker.judgement import Rules, decided, may_pass, pause_before_next_ms, undecided
 from worker.metrics import Metrics
-from worker.model.preprocessing import Decoded
+from worker.model.reading import Decoded
 from worker.outbox import Outbox, Postponement
 from worker.publish import Outcome, Publisher
 from worker.verdict import Undecided

@@ -26,7 +26,8 @@ from worker.judgement import Rules
 from worker.metrics import Metrics
 from worker.model import devices
 from worker.model.compiled import EngineCache
-from worker.model.preprocessing import DecodeLimits, Preprocessing
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import DecodeLimits
 from worker.model.weights import WeightsStore
 from worker.overrule import Overruler
 from worker.pipeline import Pipeline

@@ -17,7 +17,8 @@ from worker import classifier, service
 from worker.app import app
 from worker.model import network
 from worker.model.engine import EagerEngine, Frames
-from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import Decoded, DecodeLimits
 
 network.register(TINY)
 

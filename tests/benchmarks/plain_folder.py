@@ -61,7 +61,8 @@ def _pictures(
     import numpy as np
 
     from worker.model.compiled import EngineCache
-    from worker.model.preprocessing import DecodeLimits, Preprocessing, decode
+    from worker.model.preprocessing import Preprocessing
+    from worker.model.reading import DecodeLimits, decode
 
     classifier, version = _loaded(store_root, device)
     if cache:

@@ -46,7 +46,8 @@ from trainer.bases import random_base
 from worker import cores
 from worker.model import devices
 from worker.model import network as networks
-from worker.model.preprocessing import DecodeLimits, Preprocessing, decode
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import DecodeLimits, decode
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 

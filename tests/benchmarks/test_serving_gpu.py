@@ -15,7 +15,8 @@ from tests.benchmarks.serving import drain_rate, photographs, server, vgg_versio
 from tests.support.place import Place
 from worker.classifier import Classifier, Scores
 from worker.decode import DecoderPool
-from worker.model.preprocessing import DecodeLimits, Preprocessing
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import DecodeLimits
 from worker.settings import Settings
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800), on_a_gpu]

@@ -20,7 +20,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from tests.support.pictures import COLOURS, encoded
 from tests.support.store import CHANNEL_OF_LABEL, publish_colours
-from worker.model.preprocessing import DecodeLimits, Preprocessing, decode
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import DecodeLimits, decode
 from worker.model.weights import WeightsStore
 
 LABELS = ("approved", "not_suitable", "risked")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from worker.errors import ContentError, UndecidedReason
-from worker.model.preprocessing import FORMATS, DecodeLimits, Preprocessing, decode
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import FORMATS, DecodeLimits, decode
 
 HOSTILE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "hostile"
 

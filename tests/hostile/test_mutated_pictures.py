@@ -21,7 +21,8 @@ from tests.support.place import Place
 from tests.support.worker import REPOSITORY
 from worker.decode import DecoderPool
 from worker.errors import ContentError, UndecidedReason
-from worker.model.preprocessing import DecodeLimits, Preprocessing, decode
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import DecodeLimits, decode
 
 SEED = 20261124
 QUICK, MANY = 300, 5000

@@ -8,7 +8,8 @@ import time
 import numpy as np
 
 from worker.errors import ContentError
-from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import Decoded, DecodeLimits
 
 
 def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> Decoded:

@@ -32,7 +32,8 @@ from typing import Any
 
 import numpy as np
 
-from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import Decoded, DecodeLimits
 
 
 def _known() -> str:

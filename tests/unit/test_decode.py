@@ -21,7 +21,8 @@ from tests.support.worker import REPOSITORY
 from worker.decode import DecoderPool
 from worker.decoder_program import NICER_BY
 from worker.errors import ContentError, UnavailableError
-from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import Decoded, DecodeLimits
 
 TIMEOUT_S = 2.0
 PATIENCE_S = 60.0

@@ -24,7 +24,8 @@ from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY
 from worker.decode import PICTURES_A_PROCESS, START_FAILURES, DecoderPool
 from worker.errors import ContentError, UnavailableError
-from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import Decoded, DecodeLimits
 
 PARAMETERS = Preprocessing(resize=32, crop=32)
 PATIENCE_S = 90
@@ -164,7 +165,8 @@ def test_a_process_taken_over_reaches_nothing(make_pool: MakePool, tmp_path: Pat
 PEEK = """
 import ctypes, os, subprocess
 from worker.decode import DecoderPool
-from worker.model.preprocessing import DecodeLimits, Preprocessing
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import DecodeLimits
 if os.getuid() == 0:  # root may read everything: be nobody
     os.setgroups([]), os.setgid(65534), os.setuid(65534)
     ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # as any process starts that has not changed its user
@@ -315,7 +317,8 @@ def test_processes_that_cannot_start_are_spoken_of(make_pool: MakePool, monkeypa
 def test_decoders_load_no_torch_whatever_started_them() -> None:
     """A process costs what reading pictures costs, also where the main module has imported torch."""
     program = (
-        "import torch, os; from worker.decode import DecoderPool; from worker.model.preprocessing import *;"
+        "import torch, os; from worker.decode import DecoderPool;"
+        "from worker.model.preprocessing import Preprocessing; from worker.model.reading import DecodeLimits;"
         "from tests.support.processes import decoders_of;"
         "pool = DecoderPool(Preprocessing(), DecodeLimits(), processes=1, timeout_s=60, memory_bytes=2**30);"
         "pool.submit(b'').exception();"

@@ -19,7 +19,8 @@ from sklearn.preprocessing import StandardScaler
 from deploy.demo.draw import draw_set
 from worker.errors import UsageError
 from worker.model.labels import LABELS
-from worker.model.preprocessing import Decoded, DecodeLimits, Preprocessing, decode
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import Decoded, DecodeLimits, decode
 
 TRAIN_PER_LABEL, TEST_PER_LABEL = 60, 20
 

@@ -25,7 +25,8 @@ from worker.entry import Entry
 from worker.intake import Intake
 from worker.judgement import Rules
 from worker.metrics import Metrics
-from worker.model.preprocessing import DecodeLimits, Preprocessing
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import DecodeLimits
 from worker.pipeline import Pipeline
 from worker.publish import Outcome, Publisher
 

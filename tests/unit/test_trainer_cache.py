@@ -28,7 +28,8 @@ from trainer.shards import Entry, pack
 from trainer.tables import Tables
 from worker.decode import DecoderPool
 from worker.model.files import ABANDONED_S
-from worker.model.preprocessing import DecodeLimits, Preprocessing
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import DecodeLimits
 
 
 class Counting(FrozenPart):

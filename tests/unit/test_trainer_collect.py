@@ -21,7 +21,8 @@ from trainer.progress import Reporter
 from worker.content import ContentStore
 from worker.decode import DecoderPool
 from worker.errors import ContentError, UnavailableError, UndecidedReason, UsageError
-from worker.model.preprocessing import Decoded, Preprocessing
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import Decoded
 
 SIZE = (24, 20)
 

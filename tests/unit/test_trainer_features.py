@@ -26,7 +26,8 @@ from worker.decode import DecoderPool
 from worker.errors import WeightsError
 from worker.model import devices
 from worker.model import network as networks
-from worker.model.preprocessing import DecodeLimits, Preprocessing
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import DecodeLimits
 from worker.model.tensors import state_dict
 from worker.model.weights import WeightsStore
 

@@ -26,7 +26,8 @@ from trainer.progress import Reporter
 from worker.decode import DecoderPool
 from worker.errors import UsageError, WeightsError
 from worker.model.labels import LABELS
-from worker.model.preprocessing import Decoded, Preprocessing
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import Decoded
 from worker.model.reference import expected
 from worker.model.weights import WeightsStore
 

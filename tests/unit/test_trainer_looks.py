@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw
 
 from trainer import looks
 from trainer.arrays import Frames
-from worker.model.preprocessing import DecodeLimits, Preprocessing, decode
+from worker.model.preprocessing import Preprocessing
+from worker.model.reading import DecodeLimits, decode
 
 
 def scene(seed: int, size: tuple[int, int] = (400, 320)) -> Image.Image:

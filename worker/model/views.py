@@ -8,16 +8,14 @@ Knows no formats, files or animations.
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from worker.model import pixels
-
-if TYPE_CHECKING:
-    from worker.model.preprocessing import Preprocessing
+from worker.model.preprocessing import Preprocessing
 
 View = npt.NDArray[np.uint8]
 
@@ -30,7 +28,7 @@ _VISIBLE_SHARE: Final = 1 / 16
 
 def views(
     frame: Image.Image,
-    preprocessing: "Preprocessing",
+    preprocessing: Preprocessing,
     *,
     still: bool,
     stored: tuple[int, int] | None = None,
@@ -63,7 +61,7 @@ def _shows_more(white: View, black: View) -> bool:
     return bool(through.mean() >= _VISIBLE_SHARE and black.max() > _VISIBLE_LEVELS)
 
 
-def _count(sides: tuple[int, int], preprocessing: "Preprocessing") -> int:
+def _count(sides: tuple[int, int], preprocessing: Preprocessing) -> int:
     """Into how many squares the longer side goes: an odd number, so that the middle one is the centre."""
     most = preprocessing.max_frames
     longer, shorter = max(sides), min(sides)
@@ -75,7 +73,7 @@ def _count(sides: tuple[int, int], preprocessing: "Preprocessing") -> int:
 
 
 def _boxes(
-    sides: tuple[int, int], reverses: tuple[bool, bool], preprocessing: "Preprocessing", count: int
+    sides: tuple[int, int], reverses: tuple[bool, bool], preprocessing: Preprocessing, count: int
 ) -> list[tuple[float, float, float, float]]:
     """What is cut out, in pixels as stored: left, top, right, bottom of each, in the order as shown.
 
@@ -103,7 +101,7 @@ def _firsts(scaled: int, resize: int, crop: int, count: int) -> Sequence[int]:
     return [round(margin + (scaled - crop - 2 * margin) * at / (count - 1)) for at in range(count)]
 
 
-def _cut(rgb: Image.Image, box: tuple[float, ...], preprocessing: "Preprocessing", orientation: int) -> View:
+def _cut(rgb: Image.Image, box: tuple[float, ...], preprocessing: Preprocessing, orientation: int) -> View:
     """One square, scaled and turned upright.
 
     Only what it shows is scaled, and turned after that: 1 x 60,000 pixels would otherwise become 256 x 15,360,000.
