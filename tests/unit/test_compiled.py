@@ -165,7 +165,7 @@ def test_another_way_of_decoding_needs_no_other_engine(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     manifest = bench.store.manifest(bench.first)
     network = networks.get(manifest.network)
-    before = Preprocessing(jpeg_margins=(2.0, 2.0), on_black=False, long_from=0.0)
+    before = Preprocessing(jpeg_margins=(2.0, 2.0), on_black=False, as_tagged=False, long_from=0.0)
     keys = [
         body_key(network, manifest, {}, how) for how in (Preprocessing(), before, Preprocessing(mean=(0.5, 0.5, 0.5)))
     ]

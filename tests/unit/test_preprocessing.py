@@ -34,6 +34,7 @@ def test_preprocessing_reads_back_what_it_writes() -> None:
         {"jpeg_margins": [1.0, 65.0]},
         {"jpeg_margins": [float("nan"), 2.0]},
         {"on_black": 1},
+        {"as_tagged": None},
         {"long_from": 0.5},
         {"long_from": float("nan")},
     ],
@@ -47,10 +48,11 @@ def test_preprocessing_that_cannot_be_served_is_refused(change: dict[str, object
 def test_a_version_from_before_a_jpeg_had_margins_keeps_its_form_and_its_margins() -> None:
     """Its id follows from the form, and it was fitted on JPEGs decoded at half where twice the pixels remain."""
     before = Preprocessing().to_json()
-    for name in ("jpeg_margins", "on_black", "long_from"):
+    for name in ("jpeg_margins", "on_black", "as_tagged", "long_from"):
         del before[name]
     read = Preprocessing.from_json(before)
-    assert (read.to_json(), read.jpeg_margins, read.on_black, read.long_from) == (before, (2.0, 2.0), False, 0.0)
+    assert read.to_json() == before
+    assert (read.jpeg_margins, read.on_black, read.as_tagged, read.long_from) == ((2.0, 2.0), False, False, 0.0)
 
 
 def test_a_missing_field_is_refused() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, PngImagePlugin
 from torchvision.transforms import CenterCrop, Compose, Resize
 
+from tests.support.profiles import rgb_profile
 from worker.errors import ContentError, UsageError
 from worker.model.pixels import on_ground, straight
 from worker.model.preprocessing import Preprocessing
@@ -33,6 +34,8 @@ UNDONE = {
 }
 """What turns an upright picture into one that is stored with that orientation."""
 WHITE = (255, 255, 255)
+LATER = ("on_black", "as_tagged", "long_from")
+"""What a version from before has not."""
 MODES = [("1", "PNG"), ("P", "GIF"), ("I;16", "PNG"), ("LA", "PNG"), ("CMYK", "JPEG"), ("RGB", "BMP"), ("RGBA", "WEBP")]
 
 
@@ -310,7 +313,7 @@ def test_black_is_only_looked_at_where_it_shows_something_else() -> None:
     chalk.paste((255, 255), (80, 80, 180, 180))
     counts = [len(seen(encoded(image, "PNG")).frames) for image in (noise(256, 256).convert("RGBA"), drawing, chalk)]
     assert counts == [1, 1, 2]
-    before = {name: value for name, value in PREPROCESSING.to_json().items() if name not in ("on_black", "long_from")}
+    before = {name: value for name, value in PREPROCESSING.to_json().items() if name not in LATER}
     assert len(decode(encoded(chalk, "PNG"), Preprocessing.from_json(before), LIMITS).frames) == 1
 
 
@@ -517,6 +520,7 @@ def test_reading_a_picture_opens_no_file() -> None:
     pictures += [encoded(Image.new(mode, (40, 40)), form) for mode, form in MODES]
     pictures += [animation(form, [BLUE, WHITE, (9, 9, 9)], [100] * 3) for form in ("GIF", "PNG", "WEBP", "AVIF")]
     pictures.append(encoded(noise(60, 40), "MPO", save_all=True, append_images=[noise(60, 40)]))
+    pictures += [encoded(noise(60, 40), "JPEG", icc_profile=rgb_profile(gamma)) for gamma in (2.2, 9.0)]
     lines = "\n".join(picture.hex() for picture in pictures)
     ended = subprocess.run([sys.executable, "-c", OPENED], input=lines, text=True, capture_output=True, check=False)
     assert ended.returncode == 0, ended.stderr

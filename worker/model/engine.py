@@ -93,7 +93,7 @@ def body_key(network: Network, manifest: Manifest, delta: Mapping[str, Tensor], 
     changed = {name: tensor for name, tensor in delta.items() if name not in head}
     deeper = tensors_digest(changed) if changed else "base"
     # Not how a picture becomes frames, and how many: another way of that needs no other engine.
-    only_frames = ("jpeg_margins", "on_black", "long_from")
+    only_frames = ("jpeg_margins", "on_black", "as_tagged", "long_from")
     prepared = {name: value for name, value in preprocessing.to_json().items() if name not in only_frames}
     return f"{network.name} {manifest.base.sha256} {deeper} {prepared}"
 

@@ -12,7 +12,12 @@ from worker.errors import WeightsError
 
 _INTERPOLATIONS: Final = ("bilinear", "bicubic")
 
-_BEFORE: Final[Mapping[str, Any]] = {"jpeg_margins": (2.0, 2.0), "on_black": False, "long_from": 0.0}
+_BEFORE: Final[Mapping[str, Any]] = {
+    "jpeg_margins": (2.0, 2.0),
+    "on_black": False,
+    "as_tagged": False,
+    "long_from": 0.0,
+}
 """What holds for versions whose manifest does not say it, for they are from before there was such a field."""
 
 
@@ -28,9 +33,10 @@ class Preprocessing:
     renderings, tests/benchmarks/RESULTS.md); below them more.
 
     With `on_black` what is transparent is judged on black as well as on white, the grounds of light and dark pages:
-    one picture can be drawn to show one thing on the one and another on the other. Of a still picture whose longer side
-    is at least `long_from` times the shorter (0: of none), such as a strip of comics, squares all along it are judged,
-    not its middle alone.
+    one picture can be drawn to show one thing on the one and another on the other. With `as_tagged` a picture is judged
+    in the colours that its ICC profile or gamma asks for as well, where those are others than its numbers: a browser
+    shows them. Of a still picture whose longer side is at least `long_from` times the shorter (0: of none), such as a
+    strip of comics, squares all along it are judged, not its middle alone.
 
     Raises WeightsError for values that this code cannot serve.
     """
@@ -43,6 +49,7 @@ class Preprocessing:
     max_frames: int = 8
     jpeg_margins: tuple[float, float] = (1.5, 4.0)
     on_black: bool = True
+    as_tagged: bool = True
     long_from: float = 2.5
 
     def __post_init__(self) -> None:
@@ -64,15 +71,15 @@ class Preprocessing:
             raise _not_supported("jpeg_margins must be two numbers")
         if not 1 <= self.jpeg_margins[0] <= self.jpeg_margins[1] <= 64:
             raise _not_supported("jpeg_margins must be from 1 to 64, and the second no less than the first")
-        if type(self.on_black) is not bool:
-            raise _not_supported("on_black must be true or false")
+        if type(self.on_black) is not bool or type(self.as_tagged) is not bool:
+            raise _not_supported("on_black and as_tagged must be true or false")
         if type(self.long_from) is not float or not (self.long_from == 0 or 1 <= self.long_from <= 1000):
             raise _not_supported("long_from must be 0, or from 1 to 1000")
 
     @property
     def most_views(self) -> int:
-        """How many frames come of a picture at most: no moment and no square makes way for one on another ground."""
-        return self.max_frames * (2 if self.on_black else 1)
+        """How many frames come of a picture at most: no moment and no square makes way for it seen otherwise."""
+        return self.max_frames * (2 if self.on_black else 1) * (2 if self.as_tagged else 1)
 
     def to_json(self) -> dict[str, Any]:
         """The form that stands in a manifest; `from_json` reads it back to an equal value."""

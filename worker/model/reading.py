@@ -129,10 +129,10 @@ def _decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> 
 
 
 def _in_order(seen: Sequence[tuple[list[View], list[View]]]) -> list[View]:
-    """Half of those on black, all on white, the others on black: the middle one stays the middle of the picture."""
-    on_white, on_black = (list(chain.from_iterable(views)) for views in zip(*seen, strict=True))
-    half = len(on_black) // 2
-    return [*on_black[:half], *on_white, *on_black[half:]]
+    """All on white, and half of the others before them: the middle one stays the middle of the picture."""
+    on_white, others = (list(chain.from_iterable(views)) for views in zip(*seen, strict=True))
+    half = len(others) // 2
+    return [*others[:half], *on_white, *others[half:]]
 
 
 def _divisor(shorter: int, preprocessing: Preprocessing) -> int:

@@ -1,6 +1,6 @@
 """What is judged of one loaded frame: squares of a fixed size, upright, uint8 RGB.
 
-    frame ─► RGB on white, and on black where that shows something else
+    frame ─► RGB on white; on black and in the colours its tags ask for, where those show something else
           ─► shorter side scaled to `resize`, `crop` by `crop` cut out: of the centre, or along the length of a long one
 
 Knows no formats, files or animations.
@@ -14,13 +14,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from worker.model import pixels
+from worker.model import colours, pixels
 from worker.model.preprocessing import Preprocessing
 
 View = npt.NDArray[np.uint8]
 
 _VISIBLE_LEVELS: Final = 16
 """Of 255: hardly seen beside others."""
+
+_CHANGED_LEVELS: Final = 32
+"""Of 255: what a profile changes less was to be seen without it, too. The wide gamuts of cameras stay below, mostly."""
 
 _VISIBLE_SHARE: Final = 1 / 16
 """Of a square: what is smaller is too small for a network to tell what it is."""
@@ -34,7 +37,7 @@ def views(
     stored: tuple[int, int] | None = None,
     divisor: int = 1,
 ) -> tuple[list[View], list[View]]:
-    """Of `frame` on white, at least one, and on black; of one that is not `still` only the centre.
+    """Of `frame` on white, at least one, and otherwise seen; of one that is not `still` only the centre.
 
     `stored` are the sides of a picture that was decoded at a `divisor`-th of them, for those it has are rounded up, and
     the crop would lie up to a pixel beside.
@@ -49,10 +52,27 @@ def views(
         flat = pixels.on_ground(image, ground)
         return [_cut(flat, box, preprocessing, orientation) for box in boxes]
 
-    on_white = on("white")
-    if image.mode == "RGB" or not preprocessing.on_black:
-        return on_white, []
-    return on_white, [dark for light, dark in zip(on_white, on("black"), strict=True) if _shows_more(light, dark)]
+    light = on("white")
+    dark = on("black") if image.mode != "RGB" and preprocessing.on_black else []
+    others = [black for white, black in zip(light, dark, strict=False) if _shows_more(white, black)]
+    tags = colours.of(frame) if preprocessing.as_tagged else None
+    if tags is None:
+        return light, others
+    inks = [_cut(frame, box, preprocessing, orientation) for box in boxes] if tags.mode == "CMYK" else light
+    light_shown, dark_shown = [tags.show(square) for square in inks], [tags.show(square) for square in dark]
+    others += [shown for plain, shown in zip(light, light_shown, strict=True) if _changed(plain, shown)]
+    others += [
+        shown
+        for plain, shown, on_light in zip(dark, dark_shown, light_shown, strict=False)
+        if _changed(plain, shown) and _shows_more(on_light, shown)
+    ]
+    return light, others
+
+
+def _changed(plain: View, tagged: View) -> bool:
+    """Whether its tags make another picture of it."""
+    red, green, blue = np.moveaxis(np.maximum(plain, tagged) - np.minimum(plain, tagged) > _CHANGED_LEVELS, 2, 0)
+    return bool((red | green | blue).mean() >= _VISIBLE_SHARE)
 
 
 def _shows_more(white: View, black: View) -> bool:
