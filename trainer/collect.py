@@ -21,6 +21,7 @@ from typing import Final, Literal, Protocol, get_args
 
 from trainer import dataset, ledger, same_bytes
 from trainer.decoding import decoded
+from trainer.errors import DataError
 from trainer.ledger import Decision, Ledger, LeftOut
 from trainer.progress import Reporter
 from trainer.spots import Spot, Spots, label_folders, sha256
@@ -116,10 +117,11 @@ class Collector:
     def collect(self, corrections: Callable[[str], Iterator[Decision]], results: Counter[Result]) -> None:
         """Goes through what is waiting and all decisions after the cursor, and counts in `results` what became of them.
 
-        Raises UnavailableError where Redis or the whole content store fails; OSError where the disk does.
+        Raises DataError where the corrections are not those that the cursor is of; UnavailableError where Redis or the
+        whole content store fails; OSError where the disk does.
         """
         kept = ledger.read(self._data)
-        decisions = corrections(kept.cursor)
+        decisions = self._after(kept.cursor, corrections)
         block = list(islice(decisions, BLOCK))
         if not (block or kept.waiting):
             return
@@ -141,6 +143,21 @@ class Collector:
                     block = list(islice(decisions, BLOCK))
             finally:
                 self._say_left(left)
+
+    def _after(self, cursor: str, corrections: Callable[[str], Iterator[Decision]]) -> Iterator[Decision]:
+        """The decisions after the cursor. They are kept whole, so where its own is not there they are another Redis's,
+        or were lost: nothing would then look new, night after night."""
+        if cursor == ledger.START:
+            return corrections(cursor)
+        decisions = corrections(ledger.before(cursor))
+        first = next(decisions, None)
+        if first is None or first.correction != cursor:
+            raise DataError(
+                f"Redis does not have the correction {cursor} that this data set was last collected up to: check "
+                "MODERATION_REDIS_URL; where corrections were lost or begin anew, write 0 in its place in "
+                f"{str(self._data / ledger.FILE)!r}, and all that there are are gone through."
+            )
+        return decisions
 
     def _block(
         self,

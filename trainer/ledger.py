@@ -78,6 +78,12 @@ def entry(correction: str) -> tuple[int, int]:
     return int(milliseconds), int(number or 0)
 
 
+def before(cursor: str) -> str:
+    """The greatest ID of an entry below that of the cursor, which is not START."""
+    milliseconds, number = entry(cursor)
+    return f"{milliseconds}-{number - 1}" if number else f"{milliseconds - 1}-{2**64 - 1}"
+
+
 def latest(block: Iterable[Decision], waiting: Iterable[Decision]) -> tuple[dict[str, Decision], set[str]]:
     """The decision that holds for each ID of a block; and the IDs where it names no bytes, and an earlier one did, with
     another label. With the same label it says no more than that one."""

@@ -61,9 +61,11 @@ def first_night(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def site(first_night: Path, broker: Broker, tmp_path: Path) -> Site:
-    """The morning after the first run, for this test alone; its server knows no correction yet."""
+    """The morning after the first run, for this test alone; its server knows the last correction of that, no other."""
     folder = tmp_path / "site"
     shutil.copytree(first_night, folder)
+    cursor, last = ledger.read(folder / "data").cursor, {"content_id": "last", "label": "risked", "by": "ada"}
+    broker.client().xadd("moderation:corrections", last, id=cursor)
     return Site(folder, broker.url)
 
 
@@ -420,6 +422,27 @@ def test_data_that_is_not_usable_exits_4_and_counts_as_failed(
     assert "is empty" in capsys.readouterr().err
     assert outcome(site.metrics.read_text()) == "failed"
     assert (begun / "test" / "interim" / "risked").is_dir()
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_corrections_of_another_server_are_no_success(
+    another: bool, command: list[str], broker: Broker, site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong URL, or a Redis whose disk was lost: nothing would look new from then on, and every run would succeed.
+    What is there is collected once a person has said so."""
+    broker.client().delete("moderation:corrections")
+    moderators = Moderators(site.folder, broker)
+    if another:
+        moderators.decide(TO_TRAIN, "risked")
+    before = ledger.read(site.data)
+    assert run(command) == 4
+    heard = capsys.readouterr()
+    assert f"does not have the correction {before.cursor}" in heard.err and heard.out == ""
+    assert "check MODERATION_REDIS_URL" in heard.err and heard.err.count("\n") == 1
+    assert outcome(site.metrics.read_text()) == "failed"
+    assert ledger.read(site.data) == before
+    ledger.save(site.data, before.model_copy(update={"cursor": ledger.START}))
+    assert site.run() == ("promoted" if another else "nothing_new")
 
 
 def test_a_server_that_is_away_exits_4(

@@ -57,8 +57,7 @@ class Scene:
 
     def after(self, cursor: str) -> Iterator[Decision]:
         """As the stream: what is later than the cursor."""
-        at = int(cursor.partition("-")[0])
-        return iter([decision for decision in self.decisions if int(decision.correction.partition("-")[0]) > at])
+        return iter([one for one in self.decisions if ledger.entry(one.correction) > ledger.entry(cursor)])
 
     def collect(self, test_share: float = 0.0, results: Counter | None = None) -> dict[str, int]:
         """One run; how many became what, also in `results`, where it raises."""
@@ -479,6 +478,17 @@ def test_what_a_killed_run_left_is_cleared_away(scene: Scene) -> None:
     (scene.data / ledger.FILE).unlink()
     assert scene.collect() == {"unchanged": 1}
     assert scene.files() == ["train/interim/approved/a.jpg"]
+
+
+@pytest.mark.parametrize("cursor", ["1000-1", "1000-0"])
+def test_the_cursor_is_found_whichever_entry_of_a_millisecond_it_is(cursor: str, scene: Scene) -> None:
+    scene.decide("a", "approved")
+    scene.decisions[0] = scene.decisions[0].model_copy(update={"correction": cursor})
+    assert scene.collect() == {"added": 1}
+    assert scene.collect() == {}
+    scene.decisions.clear()
+    with pytest.raises(DataError, match=f"does not have the correction {cursor}"):
+        scene.collect()
 
 
 def test_a_damaged_ledger_is_refused_in_one_sentence(scene: Scene) -> None:
