@@ -128,19 +128,21 @@ class Collector:
         left: dict[Result, list[str]] = {}
         with self._open_decoders() as decoders:
             try:
+                of_waiting = ""
                 if kept.waiting:
                     since = min(_entry(decision) for decision in kept.waiting)
                     later = [d for d in corrections("{}-{}".format(*since)) if _entry(d) <= ledger.entry(kept.cursor)]
                     kept, fault = self._block(corrections, decoders, kept, kept.waiting, results, left, later)
-                    # A fault of these few alone must not keep the others from being collected, run after run.
-                    if fault and any(decision.kept_back == "not_found" for decision in kept.waiting):
-                        raise UnavailableError(fault)
+                    of_waiting = fault if len(kept.waiting) >= EMPTY_FROM else ""
                 while block:
                     kept = kept.model_copy(update={"cursor": block[-1].correction})
                     kept, fault = self._block(corrections, decoders, kept, block, results, left)
                     if fault:
                         raise UnavailableError(fault)
                     block = list(islice(decisions, BLOCK))
+                # Told last, and not of a few: what waits must not keep the others from being collected, run after run.
+                if of_waiting and not (results["added"] or results["replaced"]):
+                    raise UnavailableError(of_waiting)
             finally:
                 self._say_left(left)
 

@@ -413,6 +413,25 @@ def test_a_store_that_failed_and_then_has_nothing_is_asked_once_more(scene: Scen
     assert scene.collect() == {"gone": EMPTY_FROM}
 
 
+def test_a_store_that_stays_broken_ends_every_run_until_it_is_mended_or_gives_a_picture(scene: Scene) -> None:
+    """Else the second night, in which nothing is new, would resolve the alert of the first. Links to themselves stand
+    in for an outage; in the end only what waits is broken, such as pictures that nobody may read any more."""
+    ids = [f"id{number}" for number in range(EMPTY_FROM)]
+    for content_id in ids:
+        scene.decide(content_id, "approved", b"")
+        (scene.content / content_id).symlink_to(content_id)
+    for _ in range(3):
+        with pytest.raises(UnavailableError, match="failed for each picture"):
+            scene.collect()
+        assert [decision.content_id for decision in ledger.read(scene.data).waiting] == ids
+    scene.decide("new", "risked")
+    assert scene.collect() == {"added": 1, "waiting": EMPTY_FROM}
+    (scene.content / ids[0]).unlink()
+    (scene.content / ids[0]).write_bytes(picture("approved", size=SIZE))
+    assert scene.collect() == {"added": 1, "waiting": EMPTY_FROM - 1}
+    assert scene.collect() == {"waiting": EMPTY_FROM - 1}
+
+
 @pytest.mark.parametrize(("missing", "there"), [(EMPTY_FROM - 1, 0), (EMPTY_FROM, 1)])
 def test_a_few_that_are_gone_or_one_that_is_there_say_nothing_against_the_store(
     missing: int, there: int, scene: Scene
