@@ -112,7 +112,7 @@ class Moderators:
     """Draws pictures into the content folder, decides on them, and knows what was decided last."""
 
     def __init__(self, folder: Path, broker: Broker) -> None:
-        self._content, self._client, self._broker = folder / "content", Moderation(broker.url), broker
+        self._content, self._broker = folder / "content", broker
         self._content.mkdir(exist_ok=True)
         self._rng = np.random.default_rng(7)
         self.truth: dict[str, tuple[str, str]] = {}
@@ -127,14 +127,10 @@ class Moderators:
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
     def decide(self, content_id: str, label: str, *, redrawn: bool = True) -> None:
-        """A correction, which names the bytes where they are drawn anew."""
-        if redrawn:
-            digest = self.draw(content_id, label)
-            fields = {"content_id": content_id, "label": label, "by": "ada", "content_sha256": digest}
-            self._broker.client().xadd("moderation:corrections", fields)
-        else:
-            digest = self.truth[content_id][1]
-            self._client.correct(content_id, label, by="ada")
+        """A correction of what a verdict was on: of the bytes that are there, or of others, which are drawn first."""
+        digest = self.draw(content_id, label) if redrawn else self.truth[content_id][1]
+        fields = {"content_id": content_id, "label": label, "by": "ada", "content_sha256": digest}
+        self._broker.client().xadd("moderation:corrections", fields)
         self.truth[content_id] = (label, digest)
 
     def first_night(self) -> None:
