@@ -18,7 +18,7 @@ from scipy.optimize import minimize_scalar
 
 from trainer import intervals, operating
 from trainer.arrays import BoolArray, DoubleArray, FloatArray, IntArray
-from trainer.evaluate import decisive, log_loss, reviewed
+from trainer.evaluate import decisive, reviewed
 from trainer.operating import Prevalence, Rates
 from worker.errors import UsageError
 from worker.model.labels import LABELS, RISKED
@@ -146,9 +146,8 @@ def fit_temperature(logits: FloatArray, owner: IntArray, labels: IntArray) -> fl
         return float(-(targets * np.log(np.clip(probabilities, 1e-15, 1.0))).sum(axis=1).mean())
 
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-4})
-    temperature = round(math.exp(float(found.x)), DECIMALS)
-    before, after = (log_loss(decisive(logits, owner, t), labels) for t in (1.0, temperature))
-    return temperature if after < before else 1.0
+    # Held against those targets, too: by the labels alone a split without mistakes never asks for less certainty.
+    return round(math.exp(float(found.x)), DECIMALS) if loss(float(found.x)) < loss(0.0) else 1.0
 
 
 def ban_threshold(risked: DoubleArray, is_risked: BoolArray, wanted: float = BAN_PRECISION) -> tuple[float | None, str]:

@@ -121,10 +121,11 @@ def test_a_ban_threshold_that_is_no_probability_is_refused(value: float) -> None
         calibrate.check_ban_threshold(value)
 
 
-def test_a_split_without_mistakes_does_not_make_everything_certain() -> None:
-    """30 pictures, all right: no probability may claim more than 30 pictures can show."""
+@pytest.mark.parametrize("sharpness", [2, 5, 20, 50])
+def test_a_split_without_mistakes_does_not_make_everything_certain(sharpness: int) -> None:
+    """30 pictures, all right: no probability may claim more than 30 pictures can show, however sharp the logits are."""
     labels = np.arange(30) % 3
-    logits = np.eye(3, dtype=np.float32)[labels] * 2
+    logits = np.eye(3, dtype=np.float32)[labels] * sharpness
     temperature = calibrate.fit_temperature(logits, np.arange(30), labels)
     certain = decisive(logits, np.arange(30), temperature).max(axis=1)
     assert (certain > 0.79).all() and (certain < 0.97).all()
