@@ -11,6 +11,7 @@ start from the same cut. Knows nothing of pictures' files, caches or recipes.
 from collections.abc import Mapping
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -73,19 +74,28 @@ class FrozenPart:
 
     @torch.inference_mode()
     def forward(self, frames: Frames) -> FloatArray:
-        """uint8 [N, H, W, 3] to float32 [N, width] at the cut."""
+        """uint8 [N, H, W, 3] to float32 [N, width] at the cut. Raises WeightsError where that are no finite numbers."""
         batch = networks.normalise(torch.from_numpy(frames).to(self.device), self.preprocessing, self.dtype)
         values: FloatArray = self.fixed(batch).float().cpu().numpy()
-        return values
+        return self._finite(values)
 
     @torch.inference_mode()
     def head_input(self, values: FloatArray) -> FloatArray:
-        """float32 [N, width] at the cut to float32 [N, head_width], dropout switched off."""
+        """float32 [N, width] at the cut to float32 [N, head_width], dropout switched off. Errors as `forward`."""
         self.repeated.eval()
         result = self.tables.new(len(values), self.head_width)
         for part in chunks(len(values)):
-            result[part] = self.repeated(torch.from_numpy(values[part]).to(self.device)).cpu().numpy()
+            result[part] = self._finite(self.repeated(torch.from_numpy(values[part]).to(self.device)).cpu().numpy())
         return result
+
+    def _finite(self, values: FloatArray) -> FloatArray:
+        # Before they are kept or fitted on: a single one that is none makes every figure none, or a crash.
+        if not np.isfinite(values).all():
+            raise WeightsError(
+                f"the base of {self.key['network']} turns a picture into values that are not finite: try again where "
+                "it has served so far, for the device may be at fault, else name another with --base"
+            )
+        return values
 
 
 def load_base(module: nn.Module, network: Network, base: Mapping[str, Tensor], *, assign: bool = False) -> None:

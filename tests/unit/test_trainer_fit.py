@@ -17,6 +17,7 @@ from tests.support.fitting import SMALL, draw, plan
 from tests.support.store import publish_colours
 from trainer import contest, release
 from trainer.assess import TRAINING_TILES
+from trainer.bases import random_base
 from trainer.decoding import decoder_pool
 from trainer.errors import DataError, LockedError
 from trainer.explain import REPORT_BACKGROUND
@@ -50,6 +51,20 @@ def test_the_first_version_becomes_champion_and_history_says_so(fitted: tuple[We
     assert store.challenger() is None
     (entry,) = store.history()
     assert (entry.to, entry.by, entry.why) == (version, "ada", "first version of the store")
+
+
+def test_a_base_that_makes_no_numbers_of_pictures_ends_the_run_in_a_sentence(
+    few: Path, store: WeightsStore, tmp_path: Path
+) -> None:
+    """Its weights are finite and their sums are not; nothing is kept of it, nor published."""
+    base = random_base(SMALL, 0)
+    base["1.0.weight"][:] = 3e38
+    safetensors.torch.save_file(base, tmp_path / "base.safetensors")
+    wanted = replace(plan(few, base=str(tmp_path / "base.safetensors")), cache=tmp_path / "cache")
+    with pytest.raises(WeightsError, match="the base of small turns a picture into values that are not finite"):
+        fit(wanted, store, Reporter())
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    assert (store.versions(), store.champion()) == ([], None)
 
 
 def test_a_lost_champion_file_is_found_out_before_the_work(few: Path, store: WeightsStore) -> None:
