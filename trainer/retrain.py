@@ -23,6 +23,7 @@ from trainer.prepare import Parts
 from trainer.progress import Reporter
 from trainer.retrain_metrics import Record
 from worker.client import Moderation
+from worker.errors import WeightsError
 from worker.model import history as histories
 from worker.model.preprocessing import Preprocessing
 from worker.model.weights import WeightsStore
@@ -56,8 +57,10 @@ def retrain(
 
     Raises LockedError, before anything is touched, where another run works on the data set or the store;
     RefusedError, with the new version left as challenger, where the gate says no or a person has rolled back and
-    promoted none since, and again while nothing is new and it still is the challenger; and what its steps raise.
+    promoted none since, and again while nothing is new and it still is the challenger; WeightsError for an empty store
+    in the place of one that had versions; and what its steps raise.
     """
+    _check_not_begun_anew(job, store)
     with locks.one_run(job.data, "data set", "--data", DataError), release.one_run(store):
         store.in_service()  # a lost champion is found out before the work
         with record.step("collect"):
@@ -76,6 +79,17 @@ def retrain(
         else:
             _fit_and_release(job, parts, store, reporter, record)
         return store.champion()
+
+
+def _check_not_begun_anew(job: Job, store: WeightsStore) -> None:
+    """A store's first version comes into service without a gate, so none may begin for want of a mount or by a slip."""
+    known = ledger.read(job.data).fitted
+    if known is not None and not store.versions():
+        raise WeightsError(
+            f"the weights store {store.root.absolute()} has no version, and that of the last run had {known.version}: "
+            "mount it, or name it with --weights or MODERATION_WEIGHTS_DIR; where a new one is to begin, delete "
+            f"{str(job.data / ledger.FILE)!r}, and its first version is champion"
+        )
 
 
 def _is_done(known: Fitted, parts: Parts, store: WeightsStore) -> bool:

@@ -295,6 +295,23 @@ def test_a_lost_champion_file_fails_the_run_before_anything_is_collected(
     assert site.run() == "promoted"
 
 
+def test_an_empty_store_in_the_place_of_the_last_one_gets_no_champion(
+    site: Site, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mount that is missing, or another working directory: its first version would serve without a gate. Nothing is
+    made there. Whoever wants a new store can have one."""
+    site.store.root.rename(site.folder / "elsewhere")
+    assert run(command) == 4
+    heard = capsys.readouterr().err
+    assert f"The weights store {site.store.root} has no version" in heard and "--weights" in heard
+    assert outcome(site.metrics.read_text()) == "failed"
+    assert not site.store.root.exists()
+    site.store.root.mkdir()
+    assert run(command) == 4
+    (site.data / ledger.FILE).unlink()
+    assert site.run() == "promoted"
+
+
 def test_after_a_rollback_only_a_person_promotes_and_then_the_schedule_again(
     site: Site, moderators: Moderators
 ) -> None:
@@ -416,8 +433,13 @@ def test_a_metrics_file_in_no_folder_exits_2_before_anything_is_done(
 def test_data_that_is_not_usable_exits_4_and_counts_as_failed(
     command: list[str], site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A data set that has only begun: the folders are there, and the sentence says which is empty."""
+    """A folder that is not there, and a data set that has only begun, of which the sentence says what is empty."""
     begun = site.folder / "begun"
+    assert run([*command, "--data", str(begun)]) == 2
+    assert f"There is no folder {str(begun)!r}" in capsys.readouterr().err
+    assert outcome(site.metrics.read_text()) == "failed"
+    assert not begun.exists(), "it may be a slip of the pen"
+    begun.mkdir()
     assert run([*command, "--data", str(begun)]) == 4
     assert "is empty" in capsys.readouterr().err
     assert outcome(site.metrics.read_text()) == "failed"
@@ -516,6 +538,7 @@ def test_a_content_store_that_hangs_does_not_keep_a_stopped_run(
 def test_the_whole_job_with_the_real_network(broker: Broker, tmp_path: Path) -> None:
     """From decisions in Redis to a champion, by the command itself; the second run finds nothing to do."""
     site = Site(tmp_path, broker.url)
+    site.data.mkdir()
     Moderators(tmp_path, broker).first_night()
     environment = {
         **os.environ,

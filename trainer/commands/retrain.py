@@ -11,6 +11,7 @@ import click
 from trainer.commands.options import margin_option, weights_option
 from trainer.commands.plan import plan_of, plan_options
 from trainer.settings import load_settings, open_content, open_store
+from worker.errors import UsageError
 
 
 class _Reporting(click.Command):
@@ -83,6 +84,10 @@ def retrain(
 
     reporter = Reporter()
     with _stopped_by_sigterm(), reported(metrics_file, pushgateway, reporter.say) as record:
+        if not data.is_dir():  # made here, a mistyped one would be filled with every picture that was ever decided
+            raise UsageError(
+                f"There is no folder {str(data)!r} for --data: name the one that grows, or make one first."
+            )
         settings = load_settings()
         plan = plan_of(label_folders(data, "train"), label_folders(data, "test"), settings, reporter, **how)
         job = Job(data, plan, margin, test_share, always, settings.fetch_threads)
