@@ -19,6 +19,7 @@ from trainer import contest, costs, gate, locks
 from trainer.checks import Decision
 from trainer.errors import OvertakenError, RefusedError
 from worker.errors import UsageError, WeightsError
+from worker.model import history as histories
 from worker.model.manifest import Manifest
 from worker.model.weights import ChampionChangedError, WeightsStore
 
@@ -98,6 +99,28 @@ def preview(store: WeightsStore, version_id: str, *, margin: float = gate.MARGIN
     if not decision.passed:
         raise RefusedError(decision.refusal(version_id, champion))
     say(f"{version_id} would be promoted in the place of {champion}.")
+    if why := after_a_rollback(store, version_id):
+        say(f"Only by a person; a scheduled run would say: {why}")
+
+
+def after_a_rollback(store: WeightsStore, version_id: str) -> str | None:
+    """Why no schedule puts a version into service, for a person rolled back; None where nothing is in its way."""
+    history = histories.in_effect(store.history(), store.champion())
+    last = next((entry for entry in reversed(history) if version_id in (entry.from_, entry.to)), None)
+    if last is not None and last.action == "rollback" and last.from_ == version_id:
+        return (
+            f"The version {version_id} is not promoted, for {last.by} took it out of service "
+            f"({last.why.rstrip('.')}): correct what it was fitted on, or promote it by hand."
+        )
+    if history and history[-1].action == "rollback":
+        # The gate compares with what a person went back to, which is easily surpassed by what they went back from: one
+        # more correction would bring its successor into service, with the same fault.
+        return (
+            f"The version {version_id} is left as challenger, for {history[-1].by} rolled back from "
+            f"{history[-1].from_} to {history[-1].to} ({history[-1].why.rstrip('.')}): `moderation-trainer promote "
+            f"{version_id}` puts it into service, and once a person has promoted a version, retraining does so again."
+        )
+    return None
 
 
 def _check_asked(store: WeightsStore, version_id: str, champion: str | None, margin: float) -> None:

@@ -24,7 +24,6 @@ from trainer.progress import Reporter
 from trainer.retrain_metrics import Record
 from worker.client import Moderation
 from worker.errors import WeightsError
-from worker.model import history as histories
 from worker.model.preprocessing import Preprocessing
 from worker.model.weights import WeightsStore
 
@@ -139,21 +138,8 @@ def _put_into_service(job: Job, store: WeightsStore, version: str, reporter: Rep
     """Past the gate, unless it is the store's first version and so in service already, or a person rolled back."""
     if store.champion() == version:
         return
-    history = histories.in_effect(store.history(), store.champion())
-    last = next((entry for entry in reversed(history) if version in (entry.from_, entry.to)), None)
-    if last is not None and last.action == "rollback" and last.from_ == version:
-        raise RefusedError(
-            f"The version {version} is not promoted, for {last.by} took it out of service "
-            f"({last.why.rstrip('.')}): correct what it was fitted on, or promote it by hand."
-        )
-    if history and history[-1].action == "rollback":
-        # The gate compares with what a person went back to, which is easily surpassed by what they went back from: one
-        # more correction would bring its successor into service, with the same fault.
-        raise RefusedError(
-            f"The version {version} is left as challenger, for {history[-1].by} rolled back from {history[-1].from_} "
-            f"to {history[-1].to} ({history[-1].why.rstrip('.')}): `moderation-trainer promote {version}` puts it into "
-            "service, and once a person has promoted a version, retraining does so again."
-        )
+    if why := release.after_a_rollback(store, version):
+        raise RefusedError(why)
     release.promote(store, version, by=job.plan.by, why=WHY, margin=job.margin, say=reporter.say)
 
 

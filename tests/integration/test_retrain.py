@@ -329,6 +329,10 @@ def test_after_a_rollback_only_a_person_promotes_and_then_the_schedule_again(
     said = str(refused.value)
     assert f"{challenger} is left as challenger, for ada rolled back from {bad} to {fitted} (it banned a cat)" in said
     assert f"`moderation-trainer promote {challenger}`" in said
+    told: list[str] = []
+    release.preview(site.store, challenger, margin=0.9, say=told.append)
+    assert told[-2].endswith(f"would be promoted in the place of {fitted}.")
+    assert told[-1].startswith("Only by a person") and said in told[-1]
     assert outcome(site.metrics.read_text()) == "refused"
     release.promote(site.store, challenger, by="ada", why="seen", margin=0.9)
     for content_id in ("newer", "newest"):
