@@ -68,12 +68,21 @@ def test_a_tenth_of_the_pictures_must_be_clear(precision: str, pictures: int) ->
         assert (agreement.clear_pictures, agreement.refusal) == (clear_pictures, refusal)
 
 
+def test_flips_are_a_share_of_what_was_clear() -> None:
+    """Three of 1,000 pictures are few; three of the 200 among them that were no close call are too many."""
+    reference, candidate = clear(1000), with_flips(clear(1000), 3)
+    reference[200:] = candidate[200:] = [0.46, 0.44, 0.1]
+    agreement = compare(RULES["int8"], reference, candidate)
+    assert (agreement.clear_pictures, agreement.flips, agreement.refusal) == (200, 3, "flips")
+
+
 def test_another_side_of_the_ban_threshold_is_a_flip_where_it_was_no_close_call() -> None:
     """p(risked) 0.8 where float32 says 0.65 and bans begin at 0.7: near enough; at 0.5: not."""
     for before, flips in ((0.65, 0), (0.55, 1)):
         reference, candidate = clear(120), clear(120)
         reference[2], candidate[2] = [(1 - before) / 2, (1 - before) / 2, before], [0.1, 0.1, 0.8]
         assert compare(RULES["bf16"], reference, candidate, ban_threshold=0.7).flips == flips
+        assert compare(RULES["bf16"], reference, candidate, ban_threshold=0.8).flips == 1, "a threshold that is reached"
 
 
 def test_right_labels_lost_beyond_chance_refuse_where_flips_would_not() -> None:

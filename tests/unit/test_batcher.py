@@ -246,10 +246,10 @@ def test_out_of_memory_halves_the_batch_and_it_grows_back(device: Device, batche
         values(batcher.submit(picture(1)))
     device.batches.clear()
     hold(device, batcher)
-    waiting = [batcher.submit(picture(value)) for value in range(64)]
+    waiting = [batcher.submit(picture(value)) for value in range(100)]
     device.open.set()
-    assert [values(future) for future in waiting] == [[value] for value in range(64)]
-    assert device.batches == [1, 64]
+    assert [values(future) for future in waiting] == [[value] for value in range(100)]
+    assert device.batches == [1, 64, 36]
 
 
 def test_a_device_too_small_for_one_image_is_broken(
@@ -365,6 +365,25 @@ def test_close_finishes_the_batch_in_work_and_refuses_what_waits(device: Device)
     assert isinstance(failure(batcher.submit(picture(1))), UnavailableError)
     assert isinstance(called.exception(PATIENCE_S), UnavailableError)
     elsewhere.shutdown()
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_a_close_ends_though_the_last_that_waits_is_no_full_batch(device: Device, in_flight: int) -> None:
+    """And says of no device that it is broken, nor leaves anybody waiting for scores."""
+    told: list[BaseException] = []
+    batcher = Batcher(
+        device.score, begin=device.begin, in_flight=in_flight, max_images=4, closing_s=5.0, on_broken=told.append
+    )
+    held = hold(device, batcher)
+    waiting = batcher.submit(picture(2))
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    wait_until(lambda: isinstance(failure_now(batcher.submit(picture(1))), UnavailableError), "close has begun")
+    device.open.set()
+    closing.join(PATIENCE_S)
+    assert told == []
+    assert values(held) == [1]
+    assert isinstance(failure(waiting), UnavailableError)
 
 
 def failure_now(future: "Future[Scores]") -> BaseException | None:

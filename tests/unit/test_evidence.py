@@ -4,11 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.support.tuning import Bench, colours, quick
 from worker.errors import WeightsError
 from worker.evidence import PICTURES_MAX, Evidence
 from worker.model import check_pictures
+from worker.model.agreement import RULES
+from worker.model.engine import Head
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +61,25 @@ def test_check_pictures_are_those_that_were_published(tmp_path: Path) -> None:
     path.write_bytes(content[:-1])
     with pytest.raises(WeightsError, match="copy it into the store again"):
         check_pictures.read(bench.store, manifest)
+
+
+@pytest.mark.parametrize("remembered", [False, True])
+def test_labels_and_the_ban_threshold_are_part_of_the_judgement(tmp_path: Path, remembered: bool) -> None:
+    """Every change is a close call: only the labels show that all of them turn right into wrong, and only the threshold
+    that a ban comes or goes with one. Also in the next process."""
+    fp32 = np.tile(np.array([0.9, 0.05, 0.05]), (120, 1))
+    candidate = fp32.copy()
+    fp32[:12], candidate[:12] = [0.46, 0.44, 0.1], [0.44, 0.46, 0.1]
+    candidate[12] = [0.65, 0.05, 0.3]
+    evidence = Evidence()
+    pictures = np.random.default_rng(0).integers(0, 256, (120, 32, 32, 3), np.uint8)
+    features, others = (np.log(probabilities).astype(np.float32) for probabilities in (fp32, candidate))
+    evidence.add(pictures[:60], features[:60], others[:60], np.array([0] * 12 + [-1] * 48))
+    evidence.add(pictures[60:], features[60:], others[60:])
+    if remembered:
+        evidence.save(tmp_path / "evidence")
+        evidence = Evidence.load(tmp_path / "evidence", 3)
+    head = Head(torch.eye(3), torch.zeros(3), 1.0)
+    assert evidence.judge(RULES["bf16"], head, None).refusal == "accuracy"
+    assert evidence.judge(RULES["bf16"], head, 0.6).flips == 0
+    assert evidence.judge(RULES["bf16"], head, 0.25).flips == 1
