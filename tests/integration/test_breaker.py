@@ -92,6 +92,15 @@ def test_a_share_counts_among_enough_pictures_only(broker: Broker) -> None:
     assert (said.bans, said.decided, said.withheld) == (113, 562, 3)
 
 
+@pytest.mark.parametrize("harmless", [399, 400], ids=["from the 500th on", "above it, not at it"])
+def test_where_a_share_begins_to_count(broker: Broker, harmless: int) -> None:
+    """A hundred bans are published, the last of them at most a fifth of 500 decided; one more is too many."""
+    desk = Desk(broker, Quota(share=0.2))
+    desk.harmless(harmless)
+    assert set(desk.bans(100)) == {"published"}
+    assert desk.bans(1) == ["opened"]
+
+
 def test_a_withheld_ban_waits_for_a_person(desk: Desk) -> None:
     """As risked as before and in the stream like any verdict, but no ban; nothing else is held up."""
     assert desk.bans(3) == ["published"] * 3
@@ -292,6 +301,7 @@ def test_the_window_moves_on(desk: Desk) -> None:
         desk.raw.hset(bus.BAN_WINDOW, f"{kind}:{slice_now - 60}", 3)
     desk.raw.hset(bus.BAN_WINDOW, "newest", slice_now - 60)
     assert desk.bans(3) == ["published"] * 3
+    desk.raw.hset(bus.BAN_WINDOW, "newest", slice_now - 1)  # what was forgotten is not forgotten a second time
     assert desk.bans(1) == ["opened"]
 
 

@@ -255,6 +255,20 @@ def test_a_process_takes_up_what_it_lost_and_not_what_it_left_to_others(
     assert puller._held() == [lost]
 
 
+def test_what_is_given_back_is_anothers_at_once_and_was_never_delivered(
+    raw: redis.Redis, intake: Intake, broker: Broker
+) -> None:
+    """A clean stop makes no suspect, which would be judged alone, and unmakes none."""
+    leave(raw, ["suspect"])
+    suspects = intake.take_over(bus.UPLOADS, 1)
+    for content_id in ("a", "b"):
+        raw.xadd(bus.UPLOADS, {"content_id": content_id})
+    intake.give_back([*suspects, *intake.read([bus.UPLOADS], 2)])
+    other = Intake(connection.connect(broker.url), "other", takeover_idle_s=15)
+    taken = other.take_over(bus.UPLOADS, 3)
+    assert [(entry.content_id, entry.suspect) for entry in taken] == [("suspect", True), ("a", False), ("b", False)]
+
+
 def test_an_entry_that_says_what_died_of_it_is_not_given_up_for_that_alone(raw: redis.Redis, intake: Intake) -> None:
     """Anyone may write one: it is judged alone, and one death that Redis saw is still to come."""
     raw.xadd(bus.UPLOADS, {"content_id": "a", "deaths": 99, "broken_devices": 99})

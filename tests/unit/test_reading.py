@@ -418,6 +418,13 @@ def test_a_long_animation_is_judged_by_frames_spread_over_its_time() -> None:
     assert reds[-1] >= 8 * 20
 
 
+def test_of_a_long_and_narrow_animation_each_frame_is_judged_in_its_middle() -> None:
+    """Along its length as well it would be more squares than a decoder may answer with."""
+    strips = [Image.new("RGB", (400, 100), (100 + 20 * index, 0, 0)) for index in range(8)]
+    data = encoded(strips[0], "GIF", save_all=True, append_images=strips[1:], duration=100)
+    assert len(seen(data).frames) == 8
+
+
 def test_one_long_frame_does_not_hide_the_rest() -> None:
     """Where one frame takes nearly all of the time, the others fill the remaining places, the longest first."""
     assert frames_to_judge([60_000.0, 50.0, 80.0, 50.0], 3) == [0, 1, 2]

@@ -172,6 +172,17 @@ def test_what_killed_processes_left_is_removed_an_hour_later(store: WeightsStore
     store.verify(version)
 
 
+def test_nothing_is_removed_through_a_link_out_of_the_store(store: WeightsStore, base: BaseRef, tmp_path: Path) -> None:
+    """Where somebody has put one: what lies there is another's, whatever its name."""
+    (tmp_path / "elsewhere").mkdir()
+    others = tmp_path / "elsewhere" / ".old.tmp"
+    others.write_bytes(b"another's")
+    os.utime(others, (0, 0))
+    (store.root / "check").symlink_to(others.parent, target_is_directory=True)
+    store.remove_abandoned()
+    assert others.read_bytes() == b"another's"
+
+
 def test_what_is_written_is_as_readable_as_the_store(store: WeightsStore, base: BaseRef) -> None:
     """Whatever the umask of who promotes: workers are often another user."""
     store.root.chmod(0o755)
