@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+from typing import Any
 
 import pytest
 import redis
@@ -20,16 +21,17 @@ from worker.verdict import Probabilities, Undecided, Verdict, parse
 TTL_S = 1000
 NOW = datetime.datetime(2026, 11, 24, tzinfo=datetime.UTC)
 SAID = {"weights": None, "engine": None, "content_sha256": "0" * 64, "frames": 1, "enqueued_at": NOW}
+OTHER_BYTES = "1" * 64
 
 
-def decided(label: str, *, ban: bool = False) -> Verdict:
-    """A verdict on `a`."""
+def decided(label: str, *, ban: bool = False, **changed: Any) -> Verdict:
+    """A verdict on `a`, usual but for what is named."""
     placement = "removed" if ban else {"approved": "collective", "not_suitable": "author_only", "risked": "held"}[label]
     shares = {name: float(name == label) for name in ("approved", "not_suitable", "risked")}
     return Verdict(
         content_id="a", label=label, ban=ban, review=placement == "held", placement=placement,
         probabilities=Probabilities(**shares), **SAID,
-    )  # fmt: skip
+    ).model_copy(update=changed)  # fmt: skip
 
 
 def undecided(reason: str = "unreadable") -> Undecided:
@@ -78,8 +80,13 @@ def desk(broker: Broker) -> Desk:
         (decided("approved"), decided("risked", ban=True), True, "published", 2),
         (decided("approved"), decided("approved"), True, "unchanged", 1),
         (decided("risked"), decided("risked", ban=True), True, "published", 2),
+        (decided("approved"), decided("risked", ban=True, content_sha256=OTHER_BYTES), False, "duplicate", 1),
         (decided("approved"), undecided(), False, "duplicate", 1),
+        (decided("approved"), undecided().model_copy(update={"content_sha256": OTHER_BYTES}), True, "duplicate", 1),
         (decided("approved"), undecided(), True, "duplicate", 1),
+        (decided("risked"), decided("risked", placement="author_only"), True, "published", 2),
+        (decided("not_suitable"), decided("not_suitable", review=True), True, "published", 2),
+        (decided("not_suitable", review=True), decided("risked", placement="author_only"), True, "published", 2),
         (undecided(), decided("approved"), False, "published", 2),
         (undecided(), undecided("not_found"), False, "duplicate", 1),
         (undecided(), undecided("not_found"), True, "duplicate", 1),
@@ -93,7 +100,8 @@ def test_which_verdict_stands(desk: Desk, first, second, rescan: bool, became: s
     assert desk.entries() == entries
     after = desk.standing()
     if became == "published":
-        assert (after.label, after.ban) == (second.label, second.ban)
+        shown = ("label", "ban", "review", "placement")
+        assert [getattr(after, name) for name in shown] == [getattr(second, name) for name in shown]
         assert after.supersedes == before.to_dict()["decided_at"]
     else:
         assert after == before
