@@ -188,9 +188,18 @@ def test_discard_leaves_them_with_a_person(desk: Desk) -> None:
 
 
 def test_repeated_publishes_do_not_count(desk: Desk) -> None:
-    """A rescan that agrees, a duplicate, an entry that is gone: none is a ban more."""
+    """A rescan that agrees, a duplicate, an entry that is gone: none is a ban more. Nor is a duplicate one more that
+    was decided, or a picture that cannot be read, of which bans would be a smaller share."""
     first = desk.outcome(0.9, "a")
     assert desk.publish(first) == ["published"]
+    assert desk.publish(desk.outcome(0.9, "a")) == ["duplicate"]
+    unread = desk.outcome(0.1, "unread").entry
+    nothing = Undecided(
+        content_id="unread", placement="held", reasons=("unreadable",), weights=None, engine=None, content_sha256=None,
+        frames=0, enqueued_at=NOW,
+    )  # fmt: skip
+    assert desk.publish(Outcome(unread, nothing)) == ["published"]
+    assert desk.raw.hmget(bus.BAN_WINDOW, "decided", "bans") == [b"1", b"1"]
     for _ in range(5):
         assert desk.publish(desk.outcome(0.9, "a", rescan=True)) == ["unchanged"]
         assert desk.publish(first) == ["gone"]
@@ -238,6 +247,12 @@ def test_a_persons_bans_neither_count_nor_wait(desk: Desk) -> None:
         desk.client.correct(outcome.entry.content_id, "risked", by="ann")
     desk.overruler.apply_waiting()
     assert all(desk.client.verdict(outcome.entry.content_id).ban for outcome in known)
+    decided = desk.raw.hget(bus.BAN_WINDOW, "decided")
+    twin = desk.outcome(0.9, "twin")
+    seen = twin.document.model_copy(update={"content_sha256": known[0].document.content_sha256})
+    assert desk.publish(Outcome(twin.entry, seen)) == ["published"]
+    assert desk.client.verdict("twin").reasons == ("known_content",)
+    assert desk.raw.hget(bus.BAN_WINDOW, "decided") == decided
     assert desk.bans(3) == ["published"] * 3
     assert desk.bans(1) == ["opened"]
     desk.client.correct("open", "risked", by="ann")
@@ -259,6 +274,18 @@ def test_what_a_person_settled_is_not_applied(desk: Desk) -> None:
     assert (done.applied, done.superseded) == (1, 1)
     assert not desk.client.verdict("a").ban and not desk.client.verdict("twin").ban and desk.client.verdict("b").ban
     assert [fields[b"content_id"] for _, fields in desk.raw.xrange(bus.UPLOADS)] == [b"twin"], "to be judged again"
+
+
+def test_a_rescan_that_would_ban_again_leaves_the_ban_to_be_applied(desk: Desk) -> None:
+    """What stands says already that a person is to look: no entry more, and the ban still takes effect once."""
+    desk.bans(3)
+    assert desk.publish(desk.outcome(0.9, "a")) == ["opened"]
+    standing = desk.client.verdict("a")
+    wait_until(lambda: bus.now_ms(desk.raw) > standing.decided_at.timestamp() * 1000 + 1, "another millisecond")
+    assert desk.publish(desk.outcome(0.9, "a", rescan=True)) == ["unchanged"]
+    assert desk.effective("a") == [standing]
+    assert breaker.close(desk.raw, apply=True, verdict_ttl_s=TTL_S).applied == 1
+    assert desk.client.verdict("a").ban
 
 
 def test_a_rescan_that_comes_too_late_settles_nothing(desk: Desk) -> None:

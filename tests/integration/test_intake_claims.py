@@ -290,6 +290,18 @@ def test_a_flood_of_such_entries_is_not_claimed_faster_than_it_is_judged(raw: re
     assert len(puller._held()) <= 2 * 16 + 8
 
 
+def test_no_backfill_is_claimed_while_uploads_wait(raw: redis.Redis, intake: Intake) -> None:
+    """Not even beside them, where there are more than are claimed at once."""
+    for stream in (bus.BACKFILL, bus.UPLOADS):
+        for number in range(20):
+            raw.xadd(stream, {"content_id": f"c{number}"})
+    pipeline = EmptyPipeline()
+    puller = puller_of(intake, pipeline, takeover_idle_s=15)
+    while len(pipeline.accepted) < 40:
+        puller._turn()
+    assert [entry.backfill for entry in pipeline.accepted] == [False] * 20 + [True] * 20
+
+
 def test_after_an_outage_what_is_due_goes_back_as_fast_as_it_can_be_judged(raw: redis.Redis, intake: Intake) -> None:
     """By a process that runs out of uploads and whose content store has what it asks for; else a lot a second."""
     due = {json.dumps({"content_id": f"c{number}", "backfill": 0, "rescan": 0}): 1 for number in range(3000)}

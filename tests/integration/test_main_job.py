@@ -104,8 +104,10 @@ def test_bad_pictures_are_undecided_and_take_nobody_along(busy_place: Place) -> 
 
 
 def test_submitting_again_changes_nothing(busy_place: Place) -> None:
-    """However often an ID is submitted, one verdict takes effect."""
+    """However often an ID is submitted, one verdict takes effect; all other times are counted as duplicates."""
     content_id = busy_place.add(label="risked")
+    worker = busy_place.workers[0]
+    before = worker.metric("moderation_duplicates_total")
     busy_place.client.submit([content_id] * 50)
     first = busy_place.client.wait(content_id, 30)[content_id]
     busy_place.client.submit([content_id] * 50)
@@ -113,6 +115,7 @@ def test_submitting_again_changes_nothing(busy_place: Place) -> None:
     busy_place.judge(after)
     assert busy_place.entries().count(content_id) == 1
     assert busy_place.client.verdict(content_id) == first
+    wait_until(lambda: worker.metric("moderation_duplicates_total") == before + 99, "99 duplicates")
 
 
 def test_a_rescan_replaces_only_what_changed(busy_place: Place) -> None:

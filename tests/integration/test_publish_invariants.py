@@ -272,6 +272,23 @@ def test_a_decision_after_the_verdict_ran_out_takes_no_other_decision_back(desk:
     assert desk.standing("twin").reasons == ("known_content",) and desk.standing("twin").ban
 
 
+def test_a_decision_taken_back_between_two_looks_bans_nobody(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes were banned under another ID when they were looked up, and are free when the ban would be written."""
+    desk.publish(desk.deliver("a"), "approved")
+    desk.client.correct("a", "risked", by="ann")
+    desk.overruler.apply_waiting()
+    twin, ask = desk.deliver("twin"), desk.publisher._script
+
+    def then_taken_back(**named: Any) -> Any:
+        replies = ask(**named)
+        desk.redis.delete(bus.KNOWN)
+        return replies
+
+    monkeypatch.setattr(desk.publisher, "_script", then_taken_back)
+    assert desk.publish(twin, "approved") == "published"
+    assert (desk.standing("twin").ban, desk.standing("twin").reasons) == (False, ())
+
+
 def test_verdicts_of_one_millisecond_have_names_of_their_own(desk: Desk) -> None:
     """However many rescans go through in one round trip: content ID and decided_at together name one verdict."""
     entries = [desk.deliver(rescan=True) for _ in range(100)]

@@ -118,12 +118,20 @@ def test_a_missing_picture_that_appears_is_judged(place: Place) -> None:
 
 def test_stopping_gives_back_what_is_not_finished(place: Place) -> None:
     """SIGTERM in the middle of work: exit 0, and another worker judges the rest at once, not after an idle time."""
+    hung = place.content / "hung"
+    os.mkfifo(hung)
     place.start_worker(drain_s="0").wait_ready()
-    ids = [place.add() for _ in range(400)]
+    ids = ["hung", *[place.add() for _ in range(400)]]
     place.client.submit(ids)
     wait_until(lambda: len(place.entries()) > 20, "the first verdicts")
     assert place.workers[0].stop() == 0
-    assert place.broker.client().keys("moderation:worker:*") == []
+    raw = place.broker.client()
+    assert raw.keys("moderation:worker:*") == []
+    claims = raw.xpending_range("moderation:uploads", "moderation", "-", "+", 1000)
+    assert min(claim["time_since_delivered"] for claim in claims) >= 60_000
+    assert max(claim["times_delivered"] for claim in claims) == 0
+    hung.unlink()
+    hung.write_bytes(picture("approved"))
     # 2 s in place of 15: claims given back are idle for a minute already, whatever this is.
     place.start_worker(takeover_idle_s="2").wait_ready()
     place.client.wait(ids, 60)
