@@ -24,6 +24,9 @@ from worker.presence import WorkerInfo, live_workers
 # Streams whose end nobody would notice at once: what is written there is refused, and nothing waits visibly.
 RECORDS = (bus.VERDICTS, bus.CORRECTIONS, bus.DEAD_LETTER)
 
+# Nothing comes after it, and Redis refuses to be asked for that.
+LAST_ID = "18446744073709551615-18446744073709551615"
+
 
 @dataclass(frozen=True, slots=True)
 class StreamFigures:
@@ -63,7 +66,7 @@ def read(client: redis.Redis) -> Figures:
         now_ms = bus.now_ms(client)
         streams = tuple(_stream(client, stream, now_ms) for stream in STREAMS)
         retrying, dead = client.zcard(bus.RETRY), client.xlen(bus.DEAD_LETTER)
-        info: Any = client.info("memory", "persistence")
+        info: Any = client.info("memory", "persistence", "replication")
         writes_refused = _writes_refused(client, info)
         records_ahead_s = dict(_records_ahead(client, now_ms))
     return Figures(
@@ -80,6 +83,8 @@ def _writes_refused(client: redis.Redis, info: dict[str, Any]) -> str:
         return "its memory limit is reached"
     if info.get("aof_last_write_status", "ok") != "ok":
         return "its append-only file cannot be written"
+    if info.get("min_slaves_good_slaves") == 0:  # told only where `min-replicas-to-write` asks for one at least
+        return "no replica that it waits for is there"
     if info["rdb_last_bgsave_status"] != "ok" and _stops_without_snapshots(client):
         return "its last snapshot failed"
     return ""
@@ -100,8 +105,10 @@ def _stream(client: redis.Redis, stream: str, now_ms: int) -> StreamFigures:
     groups: Any = client.xinfo_groups(stream) if length else []
     group = next((group for group in groups if group["name"] == bus.GROUP.encode()), None)
     in_work = group["pending"] if group else 0
-    first_new = "(" + group["last-delivered-id"].decode() if group else "-"
-    oldest = bus.range_stream(client, stream, first_new) if length else []
+    delivered = group["last-delivered-id"].decode() if group else ""
+    oldest = []
+    if length and delivered != LAST_ID:
+        oldest = bus.range_stream(client, stream, f"({delivered}" if delivered else "-")
     age_s = (now_ms - int(oldest[0][0].partition(b"-")[0])) / 1000 if oldest else 0.0
     waiting = max(0, length - in_work)
     return StreamFigures(_name(stream), waiting, in_work, max(0.0, age_s), _ahead_s(found, now_ms))
@@ -149,7 +156,9 @@ FAMILIES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "moderation_workers": ("Live worker processes by weights.", ("weights",)),
     "moderation_redis_memory_bytes": ("Memory that Redis uses.", ()),
     "moderation_redis_memory_max_bytes": ("Where Redis refuses writes; 0: no limit is set.", ()),
-    "moderation_redis_writes_refused": ("1 while Redis refuses writes: no memory is left, or its disk takes none.", ()),
+    "moderation_redis_writes_refused": (
+        "1 while Redis refuses writes: no memory is left, its disk takes none, or it misses its replicas.", (),
+    ),
 }  # fmt: skip
 """Every gauge by name: what it is, and its labels."""
 

@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from tests.support.worker import Broker
-from worker import bus, connection, intake
+from worker import bus, connection, exporter, intake
 from worker.errors import UnavailableError
 from worker.intake import Intake
 
@@ -112,3 +112,12 @@ def test_due_uploads_go_before_more_due_backfill_than_goes_back_at_once(waiting:
         looks += 1
     assert looks <= parts
     assert waiting.raw.xlen(bus.BACKFILL) == looks * intake.DUE_AT_ONCE - 1, "the upload took the place of one"
+
+
+def test_the_exporter_tells_of_a_stream_whose_last_entry_is_in_work(broker: Broker, waiting: Waiting) -> None:
+    """A worker holds it, and may have died with it: that must not cost all other figures."""
+    exhaust(waiting.raw, bus.UPLOADS)
+    waiting.raw.xreadgroup(bus.GROUP, "gone", {bus.UPLOADS: ">"})
+    [uploads, _] = exporter.read(connection.connect(broker.url)).streams
+    assert (uploads.waiting, uploads.in_work, uploads.oldest_waiting_s) == (0, 1, 0)
+    assert uploads.ahead_s > 0

@@ -1,4 +1,4 @@
-"""A server without memory or disk refuses writes: it is told as that; a worker starts all the same, and works later."""
+"""A server without memory, disk or replicas refuses writes: it is told as that; a worker starts, and works later."""
 
 import resource
 from pathlib import Path
@@ -116,3 +116,19 @@ def test_a_failed_snapshot_is_told_where_it_stops_writes(tmp_path: Path) -> None
         assert refused(client) == 0 and raw.set("two", "more")
     finally:
         broker.stop()
+
+
+def test_without_the_replicas_that_it_waits_for_it_is_said(tmp_path: Path) -> None:
+    """One of two servers is away, and the other was told not to go on alone; to the user dashboard, too."""
+    with GuardedServer(tmp_path / "redis", valkey()) as server:
+        raw, client = server.client(), connection.connect(server.url_of("dashboard"))
+        assert refused(client) == 0
+        raw.config_set("min-replicas-to-write", 1)
+        with pytest.raises(redis.exceptions.ResponseError, match="NOREPLICAS"):
+            raw.set("one", "more")
+        assert refused(client) == 1
+        [first, *others] = status.problems(exporter.read(client))
+        assert first.startswith("Redis refuses writes (no replica that it waits for is there)")
+        assert not any("No worker" in sentence for sentence in others)
+        raw.config_set("min-replicas-to-write", 0)
+        assert refused(client) == 0 and raw.set("two", "more")
