@@ -24,6 +24,12 @@ from worker.presence import WorkerInfo, live_workers
 # Streams whose end nobody would notice at once: what is written there is refused, and nothing waits visibly.
 RECORDS = (bus.VERDICTS, bus.CORRECTIONS, bus.DEAD_LETTER)
 
+# How a server is set up that loses what it was given: by reason, in words.
+UNSAFE: Final = {
+    "evicts_keys": "at its memory limit it throws keys away (maxmemory-policy)",
+    "no_append_only_file": "a restart of it loses everything (appendonly)",
+}
+
 # Nothing comes after it, and Redis refuses to be asked for that.
 LAST_ID = "18446744073709551615-18446744073709551615"
 
@@ -46,6 +52,8 @@ class Figures:
 
     `writes_refused` says why it refuses them now; empty where it does not. Workers cannot announce themselves then.
 
+    `unsafe` has the reasons of UNSAFE for which it may lose what it holds.
+
     `records_ahead_s` is, by stream, how far the newest ID of verdicts, corrections and dead letters is dated ahead.
     """
 
@@ -57,6 +65,7 @@ class Figures:
     memory_bytes: int
     memory_max_bytes: int
     writes_refused: str = ""
+    unsafe: tuple[str, ...] = ()
     records_ahead_s: dict[str, float] = field(default_factory=dict)
 
 
@@ -72,7 +81,7 @@ def read(client: redis.Redis) -> Figures:
     return Figures(
         streams, retrying, dead, breaker.status(client), tuple(live_workers(client)),
         memory_bytes=info["used_memory"], memory_max_bytes=info["maxmemory"],
-        writes_refused=writes_refused, records_ahead_s=records_ahead_s,
+        writes_refused=writes_refused, unsafe=tuple(_unsafe(info)), records_ahead_s=records_ahead_s,
     )  # fmt: skip
 
 
@@ -88,6 +97,13 @@ def _writes_refused(client: redis.Redis, info: dict[str, Any]) -> str:
     if info["rdb_last_bgsave_status"] != "ok" and _stops_without_snapshots(client):
         return "its last snapshot failed"
     return ""
+
+
+def _unsafe(info: dict[str, Any]) -> Iterator[str]:
+    if info["maxmemory"] > 0 and info["maxmemory_policy"] != "noeviction":
+        yield "evicts_keys"
+    if not info["aof_enabled"]:
+        yield "no_append_only_file"
 
 
 def _stops_without_snapshots(client: redis.Redis) -> bool:
@@ -159,6 +175,9 @@ FAMILIES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "moderation_redis_writes_refused": (
         "1 while Redis refuses writes: no memory is left, its disk takes none, or it misses its replicas.", (),
     ),
+    "moderation_redis_unsafe": (
+        "1 where Redis is set up so that it may lose work, verdicts and people's decisions.", ("reason",),
+    ),
 }  # fmt: skip
 """Every gauge by name: what it is, and its labels."""
 
@@ -196,6 +215,8 @@ def _samples(figures: Figures) -> Iterator[tuple[str, Sequence[str], float]]:
     yield "moderation_redis_memory_bytes", [], figures.memory_bytes
     yield "moderation_redis_memory_max_bytes", [], figures.memory_max_bytes
     yield "moderation_redis_writes_refused", [], figures.writes_refused != ""
+    for reason in UNSAFE:
+        yield "moderation_redis_unsafe", [reason], reason in figures.unsafe
 
 
 def registry(client: redis.Redis) -> CollectorRegistry:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from worker.errors import WeightsError
-from worker.exporter import Figures
+from worker.exporter import UNSAFE, Figures
 from worker.model import files
 from worker.model import history as histories
 from worker.model.history import HistoryEntry
@@ -69,6 +69,8 @@ def problems(figures: Figures) -> Iterator[str]:
             f"Redis refuses writes ({figures.writes_refused}): nothing is enqueued or published, and workers wait. See "
             "ModerationRedisRefusesWrites in the runbook."
         )
+    for reason in figures.unsafe:
+        yield f"Redis may lose what it holds, for {UNSAFE[reason]}: see ModerationRedisUnsafe in the runbook."
     waiting = sum(stream.waiting for stream in figures.streams)
     if not figures.workers and not figures.writes_refused:
         yield f"No worker is alive and {waiting} content IDs wait: start one, see its log."

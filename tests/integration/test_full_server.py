@@ -71,7 +71,7 @@ def test_without_memory_workers_seem_gone_and_it_is_said_why(broker: Broker) -> 
     [first, *others] = status.problems(figures)
     assert first.startswith("Redis refuses writes (its memory limit is reached)")
     assert not any("No worker" in sentence for sentence in others)
-    raw.config_set("maxmemory-policy", "allkeys-lru")  # it makes room by itself, at a price that is not ours to ask
+    raw.config_set("maxmemory-policy", "allkeys-lru")  # it makes room by itself, with what it should keep
     assert refused(client) == 0
     raw.config_set("maxmemory-policy", "noeviction")
     raw.config_set("maxmemory", 0)
@@ -132,3 +132,31 @@ def test_without_the_replicas_that_it_waits_for_it_is_said(tmp_path: Path) -> No
         assert not any("No worker" in sentence for sentence in others)
         raw.config_set("min-replicas-to-write", 0)
         assert refused(client) == 0 and raw.set("two", "more")
+
+
+@pytest.mark.parametrize(
+    ("option", "good", "bad", "reason"),
+    [
+        ("maxmemory-policy", "noeviction", "volatile-lru", "evicts_keys"),
+        ("appendonly", "yes", "no", "no_append_only_file"),
+    ],
+)
+def test_a_server_that_may_lose_what_it_holds_is_told(
+    tmp_path: Path, option: str, good: str, bad: str, reason: str
+) -> None:
+    """deploy/redis does not; a managed server may have other defaults. To the user dashboard."""
+
+    def unsafe() -> dict[str, float | None]:
+        made = exporter.registry(client)
+        return {name: made.get_sample_value("moderation_redis_unsafe", {"reason": name}) for name in exporter.UNSAFE}
+
+    with GuardedServer(tmp_path / "redis", valkey()) as server:
+        raw, client = server.client(), connection.connect(server.url_of("dashboard"))
+        assert set(unsafe().values()) == {0}
+        raw.config_set(option, bad)
+        assert {name for name, value in unsafe().items() if value} == {reason}
+        assert any(exporter.UNSAFE[reason] in sentence for sentence in status.problems(exporter.read(client)))
+        raw.config_set(option, good)
+        assert set(unsafe().values()) == {0}
+        # A server does not end while it writes its first append-only file.
+        wait_until(lambda: raw.info("persistence")["aof_rewrite_in_progress"] == 0, "the file to be written")
