@@ -5,6 +5,7 @@ which `connection` knows.
 """
 
 import re
+import ssl
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -76,6 +77,12 @@ def translated() -> Iterator[None]:
 
 def translate(error: Exception) -> ModerationError:
     """One of our errors for one of redis-py's; never holds the URL, which may carry a password."""
+    refused = error.__context__  # redis-py makes one kind of error of whatever a connection fails for
+    if isinstance(refused, ssl.SSLCertVerificationError):
+        return UnavailableError(
+            f"Redis's certificate is not trusted ({refused.verify_message.rstrip('.')}); see ssl_ca_certs in the "
+            "settings table."
+        )
     for foreign, ours, sentence in TRANSLATIONS:
         if isinstance(error, foreign):
             detail = f" ({error})" if type(error) is redis.exceptions.ResponseError else ""

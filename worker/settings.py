@@ -58,7 +58,8 @@ class Settings(Shared):
 
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
-        description="Redis 7 or newer, or Valkey: broker, intake, verdicts. `rediss://` for TLS. With "
+        description="Redis 7 or newer, or Valkey: broker, intake, verdicts. `rediss://` for TLS, with "
+        "`?ssl_ca_certs=FILE` where the certificate's authority is your own. With "
         "`MODERATION_SENTINEL_MASTER` set, the host part lists the Sentinels: `redis://host1:26379,host2:26379/0`.",
     )
     sentinel_master: str | None = Field(None, description="name of the master that the Sentinels watch")

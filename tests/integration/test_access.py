@@ -23,7 +23,7 @@ from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY, WorkerProcess
 from worker import bus, exporter
 from worker.client import Moderation
-from worker.errors import UsageError
+from worker.errors import UnavailableError, UsageError
 
 
 @dataclass
@@ -217,5 +217,5 @@ def test_tls_end_to_end(tmp_path: Path) -> None:
             sender.send_task("moderation.moderate", [[name]], queue="moderation")
             assert guarded.as_role("uploader").wait(name, 60)[name].label == "approved"
         unchecked = guarded.server.url_of("uploader").partition("?")[0]
-        with pytest.raises(Exception, match="does not answer"):
+        with pytest.raises(UnavailableError, match="certificate is not trusted"):
             Moderation(unchecked).submit("x")
