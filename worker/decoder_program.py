@@ -4,10 +4,10 @@ other end of its socket is closed.
     in     size (8 bytes), the picture
     out    size (8 bytes), a header in JSON, and the pixels where the header tells of frames
 
-It confines itself before it reads the first picture: it has what it needs by then, and opens nothing any more. It knows
-nothing of the worker that reads its answers; `decoder_process` is that side. Never a pickle on the way back: a process
-that a picture has taken over can lie about pictures, that one and those it reads after it until it is replaced, and
-nothing more.
+It confines itself before it reads the first picture: it has what it needs by then, and from there on asks the kernel
+for memory and threads only. It knows nothing of the worker that reads its answers; `decoder_process` is that side.
+Never a pickle on the way back: a process that a picture has taken over can lie about pictures, that one and those it
+reads after it until it is replaced, and nothing more.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from worker import landlock
+from worker import landlock, seccomp
 from worker.errors import ContentError
 from worker.model import reading
 from worker.model.preprocessing import Preprocessing
@@ -96,8 +96,11 @@ def _confine(memory_bytes: int) -> None:
             used = int(statm.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes, used + memory_bytes))
         landlock.give_up_everything()
-    # Last: from here on no file, socket or pipe is opened any more. What is open, the link among it, stays open.
+    # stderr becomes stdout, which leads nowhere: it was the worker's log, or somebody's terminal.
+    os.dup2(1, 2)
+    # From here on no file, socket or pipe is opened any more. What is open, the link among it, stays open.
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+    seccomp.give_up_the_rest()  # last, for it needs none of what stands above
 
 
 def _answer(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import redis
 
-from worker import bus, connection, landlock, memory
+from worker import bus, connection, landlock, memory, seccomp
 from worker.batcher import Batcher
 from worker.champion import ChampionFollower
 from worker.classifier import Classifier
@@ -125,7 +125,9 @@ class Service:
             on_restart=lambda cause: self.metrics.restarts.labels(cause).inc(),
         )
         self._closes(self._decoders.close)
-        logger.info("%d decoders open nothing, and give up what Landlock %d can forbid", count, landlock.version())
+        filtered = "filtered" if seccomp.available() else "not filtered"
+        said = "%d decoders open nothing, and give up what Landlock %d can forbid; their system calls are %s"
+        logger.info(said, count, landlock.version(), filtered)
 
     def _start_scoring(self, store: WeightsStore) -> None:
         settings = self._settings

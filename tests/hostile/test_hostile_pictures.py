@@ -2,15 +2,19 @@
 
 import resource
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 
+from tests.support.pictures import picture
+from worker.decode import DecoderPool
 from worker.errors import ContentError, UndecidedReason
 from worker.model.preprocessing import Preprocessing
-from worker.model.reading import FORMATS, DecodeLimits, decode
+from worker.model.reading import FORMATS, Decoded, DecodeLimits, decode
 
 HOSTILE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "hostile"
 
@@ -44,6 +48,25 @@ def test_every_hostile_picture_ends_as_frames_or_as_a_reason() -> None:
     # One of each is there, so that the loop above proves something about each way out.
     assert {"decoded", "unsupported_format", "unreadable", "too_large"} <= outcomes.keys()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 500_000
+
+
+def outcome(get: Callable[[], Decoded]) -> bytes | str:
+    """The frames, or the reason why there are none."""
+    try:
+        return get().frames.tobytes()
+    except ContentError as error:
+        return error.reason
+
+
+def test_a_confined_process_reads_every_picture_alike() -> None:
+    """Hostile and sound ones, and large ones of the formats that are read by several threads."""
+    pictures = {path.name: path.read_bytes() for path in HOSTILE.parent.rglob("*.*")}
+    pictures |= {name: picture("risked", name, (1600, 1200)) for name in ("AVIF", "WEBP")}
+    parameters, limits = Preprocessing(), DecodeLimits()
+    with DecoderPool(parameters, limits, processes=1, timeout_s=60, memory_bytes=2**30) as pool:
+        futures = {name: pool.submit(data) for name, data in pictures.items()}
+        wanted = {name: outcome(partial(decode, data, parameters, limits)) for name, data in pictures.items()}
+        assert [name for name, future in futures.items() if outcome(future.result) != wanted[name]] == []
 
 
 @pytest.mark.parametrize(

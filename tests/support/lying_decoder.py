@@ -8,12 +8,16 @@ exit                                 ends its process as if all were well
 sleep <seconds>                      takes its time
 tell                                 answers with what it knew at its start of its and its parent's environment and
                                      command line, see `said`
+say <something>                      writes to stderr
+stop                                 stops before its end, as one whose worker is its debugger
 reach <folder> <port>                answers with whatever it got at by then, of all that it should not, see `said`
 film                                 answers with as many frames as there may be
 anything else                        becomes frames that tell it apart, see `answer`
 """
 
 import contextlib
+import ctypes
+import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +25,6 @@ import pickle
 import resource
 import signal
 import socket
-import stat
 import struct
 import sys
 import threading
@@ -75,6 +78,12 @@ def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> D
         os._exit(0)
     if word == b"tell":
         return _saying(KNOWN, preprocessing)
+    if word == b"say":
+        with contextlib.suppress(OSError):
+            os.write(2, rest)
+    if word == b"stop":
+        _libc("ptrace", 0, 0, 0, 0)
+        signal.raise_signal(signal.SIGTERM)
     if word == b"reach":
         folder, port = rest.decode().split()
         return _saying(" ".join(_reach(Path(folder), int(port))), preprocessing)
@@ -97,11 +106,13 @@ def _saying(text: str, preprocessing: Preprocessing) -> Decoded:
 
 def _reach(folder: Path, port: int) -> list[str]:
     """What it could do in `folder`, where there are files `secret` and `spoil`, and to others; their names."""
+    worker = os.getppid()
+    as_child = struct.pack("4Q", signal.SIGCHLD, 0, 0, 0)
     attempts: dict[str, Callable[[], object]] = {
         "read": lambda: (folder / "secret").read_text(),
         "list": lambda: os.listdir(folder),
         "write": lambda: (folder / "written").write_text("mine"),
-        "tcp": lambda: socket.create_connection(("127.0.0.1", port), timeout=5),
+        "tcp": lambda: socket.socket(socket.AF_INET).connect(("127.0.0.1", port)),
         "udp": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", port)),
         "unix": lambda: socket.socket(socket.AF_UNIX),
         "run": lambda: os.posix_spawn("/bin/true", ["true"], {}),
@@ -109,7 +120,26 @@ def _reach(folder: Path, port: int) -> list[str]:
         "rename": lambda: os.rename(folder / "spoil", folder / "secret"),
         "remove": lambda: os.unlink(folder / "spoil"),
         "folder": lambda: os.mkdir(folder / "made"),
-        "signal": lambda: os.kill(os.getppid(), signal.SIGCONT),
+        "signal": lambda: os.kill(worker, signal.SIGCONT),
+        "tgkill": lambda: _libc("tgkill", worker, worker, signal.SIGCONT),
+        "look": lambda: os.stat(folder / "secret"),
+        "expose": lambda: os.chmod(folder / "secret", 0o666),
+        "limits": lambda: resource.prlimit(worker, resource.RLIMIT_CORE),
+        "cores": lambda: os.sched_setaffinity(worker, os.sched_getaffinity(0)),
+        "priority": lambda: os.setpriority(os.PRIO_PROCESS, worker, os.getpriority(os.PRIO_PROCESS, worker)),
+        "owner": lambda: fcntl.fcntl(1, fcntl.F_SETOWN, worker),
+        "status": lambda: fcntl.fcntl(1, fcntl.F_SETFL, os.O_NONBLOCK),
+        "outlive": lambda: _libc("prctl", 1, 0, 0, 0, 0),
+        "fork": _fork,
+        "clone3": lambda: _fork(lambda: _libc("syscall", 435, struct.pack("4Q", 0, 0, 0, 0) + as_child, 64)),
+        "group": os.setsid,
+        "namespace": lambda: _libc("unshare", 0x10000000),
+        "memory": lambda: _libc("process_vm_readv", os.getpid(), None, 0, None, 0, 0),
+        "shared": lambda: _libc("shmctl", _libc("shmget", 0, 4096, 0o1600), 0, None),
+        "semaphore": lambda: _libc("semctl", _libc("semget", 0, 1, 0o1600), 0, 0),
+        "messages": lambda: _libc("msgctl", _libc("msgget", 0, 0o1600), 0, None),
+        "locked": lambda: _libc("mlock", ctypes.create_string_buffer(8), 8),
+        "odd": lambda: _libc("personality", 0xFFFFFFFF),
     }
     if os.getuid() != 0:  # who may raise what is forbidden, but is not to run this
         attempts = {"limit": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)), **attempts}
@@ -119,6 +149,19 @@ def _reach(folder: Path, port: int) -> list[str]:
             attempt()
             reached.append(name)
     return reached
+
+
+def _libc(name: str, *arguments: object) -> int:
+    """Calls it; OSError where it fails."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if (result := int(libc[name](*arguments))) == -1:
+        raise OSError(ctypes.get_errno(), name)
+    return result
+
+
+def _fork(by: Callable[[], int] = os.fork) -> None:
+    if by() == 0:
+        os._exit(0)
 
 
 class _Surprise:
@@ -147,10 +190,9 @@ def _lie(how: str, folder: str) -> None:
     }[how]
     size = 2**60 if how == "size" else len(text)
     pixels = bytes(32 * 32 * 3) if how == "format" else b""
+    libc = ctypes.CDLL(None)
     for descriptor in range(256):
-        with contextlib.suppress(OSError):
-            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                os.write(descriptor, struct.pack("!Q", size) + text + pixels)
-                while how == "drip":
-                    os.write(descriptor, b"\0")
-                    time.sleep(0.01)
+        written = struct.pack("!Q", size) + text + pixels
+        while libc.send(descriptor, written, len(written), socket.MSG_NOSIGNAL) >= 0 and how == "drip":
+            written = b"\0"
+            time.sleep(0.01)

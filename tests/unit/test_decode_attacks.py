@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support import lying_decoder
+from tests.support import lying_decoder, unfiltered_decoder
 from tests.support.processes import decoders_of
 from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY
+from worker import seccomp
 from worker.decode import PICTURES_A_PROCESS, START_FAILURES, DecoderPool
+from worker.decoder_program import Decode
 from worker.errors import ContentError, UnavailableError
 from worker.model.preprocessing import Preprocessing
 from worker.model.reading import Decoded, DecodeLimits
@@ -32,6 +34,7 @@ PATIENCE_S = 90
 MEMORY_BYTES = 256 * 2**20
 TIMEOUT_S = 20.0  # far beyond what any harmless picture here takes, on a busy machine too
 
+needs_filter = pytest.mark.skipif(not seccomp.available(), reason="here no process may filter its system calls")
 LANDLOCK = max(0, ctypes.CDLL(None).syscall(444, None, 0, 1)) if sys.platform == "linux" else 0
 
 MakePool = Callable[..., DecoderPool]
@@ -48,7 +51,12 @@ def make_pool(restarts: list[str]) -> Iterator[MakePool]:
     """Makes pools of two processes that run the lying decoder; sees to it that none of their processes is left."""
     made: list[DecoderPool] = []
 
-    def make(processes: int = 2, timeout_s: float = TIMEOUT_S, memory_bytes: int = MEMORY_BYTES) -> DecoderPool:
+    def make(
+        processes: int = 2,
+        timeout_s: float = TIMEOUT_S,
+        memory_bytes: int = MEMORY_BYTES,
+        decode: Decode = lying_decoder.decode,
+    ) -> DecoderPool:
         pool = DecoderPool(
             PARAMETERS,
             DecodeLimits(),
@@ -56,7 +64,7 @@ def make_pool(restarts: list[str]) -> Iterator[MakePool]:
             timeout_s=timeout_s,
             memory_bytes=memory_bytes,
             on_restart=restarts.append,
-            decode=lying_decoder.decode,
+            decode=decode,
         )
         made.append(pool)
         return pool
@@ -146,18 +154,52 @@ def test_a_process_taken_over_is_told_no_secret(make_pool: MakePool, monkeypatch
     assert "geheim" not in known and "MODERATION_" not in known and "AWS_" not in known
 
 
-def test_a_process_taken_over_reaches_nothing(make_pool: MakePool, tmp_path: Path) -> None:
-    """No file of its user, no port, no program and no other process, as far as the system can forbid it."""
+def reached(pool: DecoderPool, folder: Path) -> list[str]:
+    """What `lying_decoder` got at."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        attempt = b"reach %s %d" % (bytes(folder), server.getsockname()[1])
+        return lying_decoder.said(pool.submit(attempt).result(PATIENCE_S)).split()
+
+
+@needs_filter
+def test_a_process_taken_over_calls_the_kernel_for_nothing_else(make_pool: MakePool, tmp_path: Path) -> None:
+    """Of all that `lying_decoder` tries nothing works: on the worker, on files' names, on what outlives the process."""
+    assert reached(make_pool(processes=1), tmp_path) == []
+
+
+@needs_filter
+def test_every_thread_of_a_decoder_is_filtered(make_pool: MakePool) -> None:
+    """Those of the libraries that it has loaded by then too."""
+    wait_started(make_pool(processes=1), processes=1)
+    tasks = list(Path(f"/proc/{decoders_of(os.getpid())[0]}/task").iterdir())
+    assert tasks and all("\nSeccomp:\t2\n" in (task / "status").read_text() for task in tasks)
+
+
+@needs_filter
+def test_a_process_taken_over_cannot_stand_still_for_good(make_pool: MakePool) -> None:
+    """With the worker as its debugger it would be taken for dead, and never ended: `make_pool` looks for it."""
+    assert reason(make_pool(processes=1).submit(b"stop")) == "decoder_crashed"
+
+
+def test_what_a_process_taken_over_writes_is_not_in_the_log(
+    make_pool: MakePool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nor can it empty the log: stderr is the worker's own."""
+    for decode in (lying_decoder.decode, unfiltered_decoder.decode):
+        make_pool(processes=1, decode=decode).submit(b"say forged").result(PATIENCE_S)
+    assert "forged" not in capfd.readouterr().err
+
+
+def test_an_unfiltered_process_taken_over_reaches_little(make_pool: MakePool, tmp_path: Path) -> None:
+    """No file of its user, no port, no program and no other process, as far as the system can forbid it without."""
     (tmp_path / "secret").write_text("geheim")
     (tmp_path / "spoil").write_text("precious")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        attempt = b"reach %s %d" % (bytes(tmp_path), server.getsockname()[1])
-        reached = lying_decoder.said(make_pool(processes=1).submit(attempt).result(PATIENCE_S)).split()
-    beyond = {"truncate", "rename", "remove", "folder", "run", "signal"}  # what opens nothing, and needs Landlock
-    assert [name for name in reached if name not in beyond] == []
+    found = set(reached(make_pool(processes=1, decode=unfiltered_decoder.decode), tmp_path))
+    assert found.isdisjoint({"limit", "read", "list", "write", "tcp", "udp", "unix"})
     if LANDLOCK:
-        forgiven = {"signal"} if LANDLOCK < 6 else set()
-        assert set(reached) <= forgiven | ({"truncate"} if LANDLOCK < 3 else set())
+        assert found.isdisjoint({"rename", "remove", "folder", "run"})
+        assert LANDLOCK < 3 or "truncate" not in found
+        assert LANDLOCK < 6 or "signal" not in found
         assert (tmp_path / "secret").read_text() == "geheim"
         assert LANDLOCK < 3 or (tmp_path / "spoil").read_text() == "precious"
 
