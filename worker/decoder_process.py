@@ -87,7 +87,10 @@ class DecoderProcess:
 
     def wait_ready(self) -> None:
         """Returns once it can take pictures. Raises OSError or EOFError where it does not come to that."""
-        _fill(self._link, memoryview(bytearray(len(READY))), _Deadline(START_TIMEOUT_S))
+        said = bytearray(len(READY))
+        _fill(self._link, memoryview(said), _Deadline(START_TIMEOUT_S))
+        if said != READY:
+            raise OSError("confined, it cannot even read pictures of its own: see *Picture bytes* in SECURITY.md")
 
     def alive(self) -> bool:
         """Whether it still runs."""

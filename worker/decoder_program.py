@@ -5,13 +5,16 @@ other end of its socket is closed.
     out    size (8 bytes), a header in JSON, and the pixels where the header tells of frames
 
 It confines itself before it reads the first picture: it has what it needs by then, and from there on asks the kernel
-for memory and threads only. It knows nothing of the worker that reads its answers; `decoder_process` is that side.
-Never a pickle on the way back: a process that a picture has taken over can lie about pictures, that one and those it
-reads after it until it is replaced, and nothing more.
+for memory and threads only. That this is enough it sees from pictures of its own before it takes others'. It knows
+nothing of the worker that reads its answers; `decoder_process` is that side. Never a pickle on the way back: a process
+that a picture has taken over can lie about pictures, that one and those it reads after it until it is replaced, and
+nothing more.
 """
 
+import contextlib
 import ctypes
 import importlib
+import io
 import json
 import os
 import resource
@@ -22,6 +25,7 @@ import sys
 from typing import Any, Final, Protocol
 
 import numpy as np
+from PIL import Image
 
 from worker import landlock, seccomp
 from worker.errors import ContentError
@@ -38,8 +42,11 @@ PR_SET_DUMPABLE = 4
 PR_SET_NO_NEW_PRIVS = 38
 
 READY: Final = b"\x01"
+UNABLE: Final = b"\x00"
 SIZE: Final = struct.Struct("!Q")
 LONGEST_DETAIL: Final = 500
+
+_OWN: Final = Preprocessing(resize=16, crop=16)
 
 
 class Decode(Protocol):
@@ -68,12 +75,13 @@ def main() -> None:
     limits = DecodeLimits(job["max_pixels"])
     decode: Decode = getattr(importlib.import_module(job["module"]), job["function"])
     reading.load_readers()
+    own = _pictures()
     _confine(job["memory_bytes"])
     if os.getppid() != job["parent"]:
         return  # it died before the line above could bind us to it
     stream = link.makefile("rb")
     try:
-        link.sendall(READY)
+        link.sendall(READY if _reads(own) else UNABLE)
         while len(prefix := stream.read(SIZE.size)) == SIZE.size:
             header, pixels = _answer(decode, stream.read(*SIZE.unpack(prefix)), parameters, limits)
             text = json.dumps(header).encode()
@@ -81,6 +89,25 @@ def main() -> None:
             link.sendall(pixels)
     except OSError:
         return
+
+
+def _pictures() -> list[bytes]:
+    """One of each format that can be written here."""
+    pictures = []
+    for name in reading.FORMATS:
+        data = io.BytesIO()
+        with contextlib.suppress(OSError, KeyError):
+            Image.new("RGB", (64, 64), "teal").save(data, name)
+            pictures.append(data.getvalue())
+    return pictures
+
+
+def _reads(pictures: list[bytes]) -> bool:
+    """Whether they can be read. If not, a library needs what was given up, and would call all there are unreadable."""
+    try:
+        return all(len(reading.decode(picture, _OWN, DecodeLimits()).frames) == 1 for picture in pictures)
+    except ContentError:
+        return False
 
 
 def _confine(memory_bytes: int) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support import lying_decoder, unfiltered_decoder
+from tests.support import lying_decoder, needy_decoder, unfiltered_decoder
 from tests.support.processes import decoders_of
 from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY
@@ -152,6 +152,15 @@ def test_a_process_taken_over_is_told_no_secret(make_pool: MakePool, monkeypatch
     known = lying_decoder.said(make_pool(processes=1).submit(b"tell").result(PATIENCE_S))
     assert "OPENBLAS_NUM_THREADS" in known and "decoder_program" in known, "or it knows nothing at all"
     assert "geheim" not in known and "MODERATION_" not in known and "AWS_" not in known
+
+
+def speaks(pool: DecoderPool) -> bool:
+    """Whether it says that no process can be started."""
+    try:
+        pool.check()
+    except UnavailableError:
+        return True
+    return False
 
 
 def reached(pool: DecoderPool, folder: Path) -> list[str]:
@@ -341,19 +350,19 @@ def test_processes_that_cannot_start_are_spoken_of(make_pool: MakePool, monkeypa
     monkeypatch.setattr(sys, "executable", "/bin/false")
     pool = make_pool()
     waiting = pool.submit(b"harmless")
-
-    def speaks() -> bool:
-        try:
-            pool.check()
-        except UnavailableError:
-            return True
-        return False
-
-    wait_until(speaks, f"{START_FAILURES} starts failed")
+    wait_until(lambda: speaks(pool), f"{START_FAILURES} starts failed")
     assert not waiting.done()
     monkeypatch.undo()
     assert is_answer(waiting, b"harmless")
     pool.check()
+
+
+def test_a_decoder_that_can_read_nothing_takes_no_picture(make_pool: MakePool) -> None:
+    """Where a library needs what was given up, each picture would be called unreadable, and a person's."""
+    pool = make_pool(processes=1, decode=needy_decoder.decode)
+    waiting = pool.submit(b"harmless")
+    wait_until(lambda: speaks(pool), f"{START_FAILURES} starts failed")
+    assert not waiting.done()
 
 
 def test_decoders_load_no_torch_whatever_started_them() -> None:
