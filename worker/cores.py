@@ -1,5 +1,5 @@
-"""How many cores this process may use: what it is pinned to and what its container is given, not what the machine has;
-and how many GPUs they are for.
+"""How many cores and how much memory this process may use: what it is pinned to and what its container is given, not
+what the machine has; and how many GPUs they are for.
 
 Knows no settings and no torch.
 """
@@ -11,6 +11,9 @@ from pathlib import Path
 CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 """`QUOTA PERIOD` in microseconds, or `max PERIOD` (cgroup v2), as a container sees its own."""
 
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""Bytes, or `max`, in the same way."""
+
 
 def usable(limit: Path = CGROUP_LIMIT) -> int:
     """At least 1; a share of a core counts as one."""
@@ -21,6 +24,14 @@ def usable(limit: Path = CGROUP_LIMIT) -> int:
     except (OSError, ValueError, ZeroDivisionError):  # no such file, or no limit
         return cores
     return max(1, min(cores, given))
+
+
+def memory_bytes(limit: Path = MEMORY_LIMIT) -> float:
+    """What the container is given; infinite without a limit."""
+    try:
+        return int(limit.read_text())
+    except (OSError, ValueError):  # no such file, or no limit
+        return math.inf
 
 
 def gpus(devices: Path = Path("/dev")) -> int:

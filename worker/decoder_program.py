@@ -118,6 +118,9 @@ def _confine(memory_bytes: int) -> None:
         # A worker that is killed cannot end its decoders. The thread that started this one lives as long as it does.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # no setuid program makes it root
+        # Where memory runs short it goes before the worker, whose other pictures would go with it. It may be refused.
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as first:
+            first.write("1000")
         keep_to_itself()  # from the decoders beside it, and their pictures
         with open("/proc/self/statm") as statm:
             used = int(statm.read().split()[0]) * resource.getpagesize()

@@ -169,6 +169,14 @@ def test_decoders_make_way_for_the_network(pool: Pool) -> None:
     )
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's own rule of who is ended where memory runs short")
+def test_where_memory_runs_short_a_decoder_goes_first(pool: Pool) -> None:
+    """And not the worker, with all that it holds: the kernel ends whoever has the most, unless told otherwise."""
+    assert value(pool.submit(bytes([1]))) == 1
+    scores = {Path(f"/proc/{pid}/oom_score_adj").read_text().strip() for pid in decoders_of(os.getpid())}
+    assert "1000" in scores
+
+
 def test_closing_refuses_what_waits_and_leaves_no_process() -> None:
     """Nothing waits for ever, and nothing is left."""
     pool = Pool()

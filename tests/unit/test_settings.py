@@ -1,5 +1,6 @@
 """Settings: read from the environment and `.env`, refused in one sentence that names the variable at fault."""
 
+import math
 import os
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from tests.support.worker import REPOSITORY
 from worker import cli, cores, settings
-from worker.cores import gpus, usable
+from worker.cores import gpus, memory_bytes, usable
 from worker.errors import UsageError
 
 OUT_OF_RANGE = {
@@ -162,6 +163,25 @@ def test_beside_a_gpu_the_cores_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.load().torch_thread_count(on_gpu=True), settings.load().torch_thread_count()) == (1, 24)
     monkeypatch.setenv("MODERATION_DECODERS", "3")
     assert settings.load().decoder_count(on_gpu=True) == settings.load().decoder_count() == 3
+
+
+@pytest.mark.parametrize(
+    ("limit", "gib"), [(str(16 * 2**30), 16), ("max\n", math.inf), ("", math.inf), (None, math.inf)]
+)
+def test_decoders_fit_into_the_containers_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, gib: float
+) -> None:
+    """All at once: with too many, each with a large picture, the kernel ended the worker. What was asked for stands."""
+    file = tmp_path / "memory.max"
+    if limit is not None:
+        file.write_text(limit)
+    assert memory_bytes(file) == gib * 2**30
+    monkeypatch.setattr(cores, "usable", lambda: 64)
+    monkeypatch.setattr(cores, "memory_bytes", lambda: memory_bytes(file))
+    counts = settings.load().decoder_count(on_gpu=True), settings.load().decoder_count()
+    assert counts == ((63, 16) if gib == math.inf else (5, 8))
+    monkeypatch.setenv("MODERATION_DECODERS", "30")
+    assert settings.load().decoder_count(on_gpu=True) == 30
 
 
 def test_gpus_are_counted_by_their_device_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
