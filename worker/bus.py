@@ -194,6 +194,11 @@ def ping(client: redis.Redis) -> None:
     """Raises UnavailableError or UsageError with one sentence where the server cannot be used."""
     with translated():
         client.ping()
-        version = client.info("server").get("redis_version", "0")
+        server: Any = client.info("server")
+    version = server.get("redis_version", "0")
+    if "cluster" in (server.get("redis_mode"), server.get("server_mode")):  # the latter is Valkey's
+        raise UsageError(
+            "Redis Cluster is not supported, for a step touches keys of several slots: use a single Redis."
+        )
     if int(str(version).split(".")[0]) < 7:
         raise UsageError(f"Redis {version} is too old: use Redis 7 or newer, or Valkey.")

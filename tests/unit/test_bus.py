@@ -3,6 +3,7 @@
 import inspect
 import re
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import redis
@@ -33,6 +34,16 @@ def test_no_sentence_holds_the_password() -> None:
     with pytest.raises(UnavailableError) as away:
         bus.ping(client)
     assert "geheim" not in str(away.value)
+
+
+def test_a_cluster_is_refused(tmp_path: Path) -> None:
+    """At the start: a worker would claim there, and could never publish."""
+    server = Broker(tmp_path / "valkey", **{"cluster-enabled": "yes"})
+    try:
+        with pytest.raises(UsageError, match="Redis Cluster is not supported"):
+            bus.ping(connection.connect(server.url))
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize("url", ["http://x", "redis://host:port/0", "redis://h:1/0?db=x"])
