@@ -76,22 +76,25 @@ def read(client: redis.Redis) -> Figures:
         streams = tuple(_stream(client, stream, now_ms) for stream in STREAMS)
         retrying, dead = client.zcard(bus.RETRY), client.xlen(bus.DEAD_LETTER)
         info: Any = client.info("memory", "persistence", "replication")
-        writes_refused = _writes_refused(client, info)
+        workers = tuple(live_workers(client))
+        writes_refused = _writes_refused(client, info, workers)
         records_ahead_s = dict(_records_ahead(client, now_ms))
     return Figures(
-        streams, retrying, dead, breaker.status(client), tuple(live_workers(client)),
+        streams, retrying, dead, breaker.status(client), workers,
         memory_bytes=info["used_memory"], memory_max_bytes=info["maxmemory"],
         writes_refused=writes_refused, unsafe=tuple(_unsafe(info)), records_ahead_s=records_ahead_s,
     )  # fmt: skip
 
 
-def _writes_refused(client: redis.Redis, info: dict[str, Any]) -> str:
+def _writes_refused(client: redis.Redis, info: dict[str, Any], workers: Sequence[WorkerInfo]) -> str:
     """As the server itself reckons, without trying: this user may write nothing."""
     counted = info["used_memory"] - info.get("mem_not_counted_for_evict", 0)
     if 0 < info["maxmemory"] < counted and info["maxmemory_policy"] == "noeviction":
         return "its memory limit is reached"
     if info.get("aof_last_write_status", "ok") != "ok":
         return "its append-only file cannot be written"
+    if info.get("slave_read_only") and not workers:  # with workers it is a replica that somebody looks at on purpose
+        return "it is a read-only replica"
     if info.get("min_slaves_good_slaves") == 0:  # told only where `min-replicas-to-write` asks for one at least
         return "no replica that it waits for is there"
     if info["rdb_last_bgsave_status"] != "ok" and _stops_without_snapshots(client):
@@ -173,7 +176,7 @@ FAMILIES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "moderation_redis_memory_bytes": ("Memory that Redis uses.", ()),
     "moderation_redis_memory_max_bytes": ("Where Redis refuses writes; 0: no limit is set.", ()),
     "moderation_redis_writes_refused": (
-        "1 while Redis refuses writes: no memory is left, its disk takes none, or it misses its replicas.", (),
+        "1 while Redis refuses writes: no memory is left, its disk takes none, replicas are away, or it is one.", (),
     ),
     "moderation_redis_unsafe": (
         "1 where Redis is set up so that it may lose work, verdicts and people's decisions.", ("reason",),

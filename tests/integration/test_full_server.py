@@ -160,3 +160,22 @@ def test_a_server_that_may_lose_what_it_holds_is_told(
         assert set(unsafe().values()) == {0}
         # A server does not end while it writes its first append-only file.
         wait_until(lambda: raw.info("persistence")["aof_rewrite_in_progress"] == 0, "the file to be written")
+
+
+def test_a_master_that_became_a_replica_is_told(tmp_path: Path, broker: Broker) -> None:
+    """Somebody failed over by hand, and MODERATION_REDIS_URL leads to the old one. A replica that shows workers, which
+    write to its master, is looked at on purpose."""
+    other = Broker(tmp_path / "other")
+    try:
+        raw, client = broker.client(), connection.connect(broker.url)
+        assert refused(client) == 0
+        raw.replicaof("127.0.0.1", other.port)
+        with pytest.raises(redis.exceptions.ReadOnlyError):
+            raw.set("one", "more")
+        assert refused(client) == 1
+        [first, *_] = status.problems(exporter.read(client))
+        assert first.startswith("Redis refuses writes (it is a read-only replica)")
+        Presence(connection.connect(other.url), "c1", "gpu0@ant", "x").announce("v1", "cpu-fp32", 0)
+        wait_until(lambda: refused(client) == 0, "the worker to be copied")
+    finally:
+        other.stop()
