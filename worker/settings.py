@@ -91,9 +91,9 @@ class Settings(Shared):
     decoders: int = Field(
         0, ge=0, le=1024,
         description="decoder processes; 0: one for every four cores where the network takes the cores, beside a GPU "
-        "all cores but one, shared by the GPUs; no more than a container's memory limit has room for (4 GiB, beside a "
-        "GPU 8, are the worker's own); at least two, so that a slow picture keeps no other waiting. With several "
-        "containers, or workers without a GPU, on a machine, give each its part",
+        "all cores but one, shared by the GPUs; no more than a container's memory limit has room for, half of them at "
+        "their own limit (4 GiB, beside a GPU 8, are the worker's); at least two, so that a slow picture keeps no "
+        "other waiting. With several containers, or workers without a GPU, on a machine, give each its part",
     )  # fmt: skip
     decode_timeout_s: PositiveSeconds = Field(8.0, description="a slower picture is undecided, `decode_timeout`")
     decode_memory_mb: int = Field(1536, ge=64, le=2**20, description="memory one decoder may use for a picture")
@@ -166,11 +166,11 @@ class Settings(Shared):
 
     def decoder_count(self, *, on_gpu: bool = False) -> int:
         """Decoder processes to start: as many as were asked for, or the cores that the network leaves free, as far as
-        all of them may take their memory at the same time."""
+        half of them may take all of their memory at the same time: most pictures take a tenth of it."""
         workers = cores.gpus() if on_gpu else 1
         wanted = cores.usable() // workers - 1 if on_gpu else cores.usable() // 4
         free_bytes = cores.memory_bytes() / workers - (ITSELF_ON_GPU_BYTES if on_gpu else ITSELF_BYTES)
-        return self.decoders or max(2, int(min(wanted, free_bytes / (self.decode_memory_mb * 2**20))))
+        return self.decoders or max(2, int(min(wanted, 2 * free_bytes / (self.decode_memory_mb * 2**20))))
 
     def torch_thread_count(self, *, on_gpu: bool = False) -> int:
         """Threads of torch's on the CPU. Beside a GPU they only copy frames, and would wait for the next ones on cores
