@@ -197,11 +197,12 @@ def _compute(
         if isinstance(decoded, Unreadable):
             yield decoded
             continue
-        batch.append((picture, decoded, decoded.frames if frames == "all" else middle(decoded.frames)))
-        count += len(batch[-1][2])
-        if count >= BATCH_FRAMES:
+        chosen = decoded.frames if frames == "all" else middle(decoded.frames)
+        if batch and count + len(chosen) > BATCH_FRAMES:
             yield from _entries(part, batch)
             batch, count = [], 0
+        batch.append((picture, decoded, chosen))
+        count += len(chosen)
     if batch:
         yield from _entries(part, batch)
 

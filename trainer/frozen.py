@@ -74,10 +74,22 @@ class FrozenPart:
 
     @torch.inference_mode()
     def forward(self, frames: Frames) -> FloatArray:
-        """uint8 [N, H, W, 3] to float32 [N, width] at the cut. Raises WeightsError where that are no finite numbers."""
-        batch = networks.normalise(torch.from_numpy(frames).to(self.device), self.preprocessing, self.dtype)
-        values: FloatArray = self.fixed(batch).float().cpu().numpy()
+        """uint8 [N, H, W, 3] to float32 [N, width] at the cut. Raises WeightsError where that are no finite numbers.
+
+        What a frame gives does not depend on those beside it: every pass is BATCH_FRAMES long, filled up with black.
+        """
+        parts = [frames[start : start + BATCH_FRAMES] for start in range(0, len(frames), BATCH_FRAMES)]
+        values: FloatArray = np.concatenate([self._pass(part) for part in parts])
         return self._finite(values)
+
+    def _pass(self, frames: Frames) -> FloatArray:
+        # Libraries choose their way by the batch's length, and each rounds otherwise: a run that went on from a cache
+        # would make another version than one that did not.
+        whole = np.zeros((BATCH_FRAMES, *frames.shape[1:]), np.uint8)
+        whole[: len(frames)] = frames
+        batch = networks.normalise(torch.from_numpy(whole).to(self.device), self.preprocessing, self.dtype)
+        values: FloatArray = self.fixed(batch)[: len(frames)].float().cpu().numpy()
+        return values
 
     @torch.inference_mode()
     def head_input(self, values: FloatArray) -> FloatArray:

@@ -74,6 +74,18 @@ def animation(frames: int) -> bytes:
     return buffer.getvalue()
 
 
+def test_what_a_picture_gives_does_not_depend_on_those_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, or a run that goes on from a cache makes another version than one that does not: the real
+    network, whose libraries go another way for each length of a batch, in the precision where that shows most."""
+    monkeypatch.setattr(devices, "native_bf16", lambda device: False)
+    network = networks.get("vgg11")
+    part = FrozenPart(network, random_base(network, 0), Preprocessing(), torch.device("cpu"))
+    frames = np.random.default_rng(0).integers(0, 256, (33, 224, 224, 3), np.uint8)
+    together = part.forward(frames)
+    for alone in (20, 32):
+        assert np.array_equal(part.forward(frames[alone : alone + 1])[0], together[alone])
+
+
 @pytest.mark.parametrize(("usable", "processes"), [(1, 1), (6, 3), (64, DECODERS_MAX)])
 def test_decoders_take_half_the_cores_that_this_process_may_use(
     monkeypatch: pytest.MonkeyPatch, usable: int, processes: int
