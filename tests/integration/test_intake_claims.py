@@ -17,7 +17,7 @@ from worker.errors import ModerationError, UnavailableError
 from worker.intake import DUE_AT_ONCE, Intake
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
-from worker.puller import MOST_LOTS_DUE, Puller
+from worker.puller import FIRST_IN_WORK, MOST_LOTS_DUE, Puller
 
 LONG_MS = 60_000
 
@@ -175,6 +175,48 @@ def test_uploads_taken_over_are_kept_where_backfill_cannot_be(raw: redis.Redis, 
     puller._turn()
     assert [entry.content_id for entry in puller._held()] == ["a", "b"]
     assert puller._claimed == [], "not handed on"
+
+
+def test_what_is_held_is_kept_from_others(raw: redis.Redis, intake: Intake, broker: Broker) -> None:
+    """However long it takes: here for its turn to be judged alone."""
+    raw.xadd(bus.UPLOADS, {"content_id": "a", "deaths": 1})
+    puller = puller_of(intake, EmptyPipeline(), takeover_idle_s=15)
+    puller._claim(8)
+    [held] = puller._held()
+    raw.xclaim(bus.UPLOADS, bus.GROUP, "living", 0, [held.entry_id], idle=LONG_MS, justid=True)
+    puller._keep_house()
+    assert Intake(connection.connect(broker.url), "other", takeover_idle_s=1).take_over(bus.UPLOADS, 8) == []
+
+
+def test_what_a_dead_process_left_waits_for_no_room(
+    raw: redis.Redis, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backlog keeps a process full; and an upload does not wait for backfill that is to be judged alone."""
+    pipeline = EmptyPipeline()
+    monkeypatch.setattr(pipeline, "held_up", lambda: 1000)
+    puller = puller_of(intake, pipeline, takeover_idle_s=0)
+    leave(raw, [f"backfill{number}" for number in range(FIRST_IN_WORK)], bus.BACKFILL)
+    puller._keep_house()
+    puller._hand_on()
+    assert len(puller._held()) == FIRST_IN_WORK
+    leave(raw, ["upload"])
+    puller._keep_house()
+    assert puller._held()[0].content_id == "upload"
+
+
+def test_consumers_of_processes_long_gone_are_removed(
+    raw: redis.Redis, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each start leaves one behind. Not of those that hold a claim still, which would be nobody's then."""
+    monkeypatch.setattr("worker.puller.PRUNE_S", 0.0)
+    puller = puller_of(intake, EmptyPipeline(), takeover_idle_s=15)
+    leave(raw, ["held"])
+    raw.xgroup_createconsumer(bus.UPLOADS, bus.GROUP, "gone")
+    puller._keep_house()
+    assert [info["name"] for info in raw.xinfo_consumers(bus.UPLOADS, bus.GROUP)] == [b"dead", b"gone"], "too early"
+    monkeypatch.setattr("worker.intake.CONSUMER_IDLE_MS", 0)
+    puller._keep_house()
+    assert [info["name"] for info in raw.xinfo_consumers(bus.UPLOADS, bus.GROUP)] == [b"dead"]
 
 
 def test_malformed_entries_wait_together_for_a_server_that_says_nothing(raw: redis.Redis, broker: Broker) -> None:

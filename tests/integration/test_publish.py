@@ -160,6 +160,15 @@ def test_a_later_rescan_that_agreed_counts_as_well(desk: Desk) -> None:
     assert desk.standing().label == "approved"
 
 
+def test_a_later_rescan_that_found_nothing_out_answers_nothing(desk: Desk) -> None:
+    """The picture could not be fetched then: what the earlier one found still takes effect."""
+    desk.publish(decided("approved"))
+    earlier, later = desk.deliver(rescan=True), desk.deliver(rescan=True)
+    earlier = dataclasses.replace(earlier, enqueued_ms=later.enqueued_ms - 1000)
+    assert desk.publisher.publish([Outcome(later, undecided("fetch_failed"))])[0][0] == "duplicate"
+    assert desk.publisher.publish([Outcome(earlier, decided("risked", ban=True))])[0][0] == "published"
+
+
 def test_a_request_dated_in_the_future_bars_no_rescan(desk: Desk) -> None:
     """Whoever may submit may write any date."""
     first, second = desk.deliver(rescan=True), desk.deliver(rescan=True)

@@ -413,6 +413,8 @@ def test_no_key_without_a_ttl_but_those_that_live_on(desk: Desk) -> None:
     assert 0 < desk.redis.ttl(alone.alone_key) <= 86400
     desk.publish(alone, "approved")
     assert desk.redis.exists(alone.alone_key) == 0
+    desk.publish(desk.deliver("alone", rescan=True), "approved")
+    assert desk.redis.ttl(bus.ANSWERED_PREFIX + "alone") > 600, "longer than anything stays in work"
     desk.intake.mark_alone(postponed := desk.deliver("postponed"))
     desk.intake.postpone(postponed, "not_found", 60_000, desk.intake.now_ms())
     assert desk.redis.exists(postponed.alone_key) == 0
