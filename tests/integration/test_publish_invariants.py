@@ -239,6 +239,56 @@ def test_a_decision_made_before_any_look_is_about_no_bytes(desk: Desk) -> None:
     assert not desk.standing("twin").ban
 
 
+def test_a_verdict_that_comes_while_a_decision_is_put_into_force_is_what_it_replaces(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at what stands and the step: the document is made anew, of what stands then."""
+    entry, put = desk.deliver("a"), desk.overruler._correct
+
+    def after_the_verdict(**named: Any) -> Any:
+        desk.publish(entry, "approved")
+        return put(**named)
+
+    desk.client.correct("a", "risked", by="ann")
+    monkeypatch.setattr(desk.overruler, "_correct", after_the_verdict)
+    desk.overruler.apply_waiting()
+    before, standing = desk.effective("a")
+    assert (standing.label, standing.supersedes) == ("risked", before.to_dict()["decided_at"])
+    assert (standing.frames, standing.content_sha256) == (before.frames, before.content_sha256)
+
+
+@pytest.mark.parametrize("key", [bus.OVERRIDES, bus.KNOWN, bus.WITHHELD])
+def test_a_decision_that_cannot_be_kept_changes_no_verdict(desk: Desk, key: str) -> None:
+    """The key holds something else: once that is mended the decision takes effect, and once only."""
+    desk.publish(desk.deliver("a"), "approved")
+    desk.client.correct("a", "risked", by="ann")
+    desk.redis.set(key, "no hash")
+    for _ in range(2):
+        desk.overruler._reread_at = 0.0  # as its thread sets it after a failure
+        with pytest.raises(UnavailableError):
+            desk.overruler.apply_waiting()
+    assert len(desk.effective("a")) == 1
+    desk.redis.delete(key)
+    desk.overruler._reread_at = 0.0
+    desk.overruler.apply_waiting()
+    assert [shown.ban for shown in desk.effective("a")] == [False, True]
+
+
+def test_a_decision_on_new_bytes_leaves_the_one_on_those_before(desk: Desk) -> None:
+    """The author of a banned picture puts another one there, which a person approves: who shows the first is banned."""
+    desk.publish(desk.deliver("a"), "approved")
+    desk.client.correct("a", "risked", by="ann")
+    desk.overruler.apply_waiting()
+    new = {"content_sha256": "1" * 64}
+    desk.publisher.publish([Outcome(desk.deliver("a", rescan=True), document("a", "approved").model_copy(update=new))])
+    desk.client.correct("a", "approved", by="ann")
+    desk.overruler.apply_waiting()
+    desk.publish(desk.deliver("twin"), "approved")
+    assert (desk.standing("twin").label, desk.standing("twin").reasons) == ("risked", ("known_content",))
+    desk.publisher.publish([Outcome(desk.deliver("other"), document("other", "banned").model_copy(update=new))])
+    assert (desk.standing("other").label, desk.standing("other").reasons) == ("approved", ("known_content",))
+
+
 @pytest.mark.parametrize(("first", "second"), [("approved", "risked"), ("risked", "approved"), ("risked", "risked")])
 def test_a_decision_after_the_verdict_ran_out_says_of_the_bytes_before_no_more_than_that(
     desk: Desk, first: Label, second: Label
