@@ -1,12 +1,14 @@
 """What waits for its next attempt goes back when it is due, whatever else is due or refused; on a real server."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import redis
 
 from tests.support.worker import Broker
 from worker import bus, connection, exporter, intake
+from worker.entry import Fates
 from worker.errors import UnavailableError
 from worker.intake import Intake
 
@@ -54,6 +56,24 @@ def mistake(raw: redis.Redis, stream: str) -> None:
     """The key is something else."""
     raw.delete(stream)
     raw.set(stream, "no stream")
+
+
+@pytest.mark.parametrize("stream", [bus.UPLOADS, bus.BACKFILL])
+@pytest.mark.parametrize("fates", [Fates(0, 0), Fates(2, 0), Fates(0, 3)])
+def test_what_comes_back_is_what_was_put_aside(waiting: Waiting, stream: str, fates: Fates) -> None:
+    """All that is known of it, or a picture that is missing would be looked for without an end, and one that kills its
+    process would never have killed enough of them."""
+    since = {"not_found_since_ms": 1_000_001, "fetch_failed_since_ms": 1_000_002}
+    said = {"content_id": "a", "rescan": 1, "enqueued_ms": 1_000_000, "attempt": 4, **since, **fates._asdict()}
+    waiting.raw.xadd(stream, said)
+    [entry] = waiting.intake.read([stream], 1)
+    assert waiting.intake.postpone(entry, "not_found", 0, waiting.intake.now_ms())
+    assert waiting.intake.wake_due() == 1
+    [again] = waiting.intake.read([stream], 1)
+    assert again == replace(entry, entry_id=again.entry_id, attempt=5)
+    assert (again.fates, again.failing_since_ms, again.rescan) == (
+        fates, {"not_found": 1_000_001, "fetch_failed": 1_000_002}, True,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("spoil", [exhaust, mistake])

@@ -4,7 +4,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,13 +22,14 @@ from worker.client import Moderation
 from worker.content import ContentStore
 from worker.decode import DecoderPool
 from worker.entry import Entry
+from worker.errors import ModerationError
 from worker.intake import Intake
 from worker.judgement import Rules
 from worker.metrics import Metrics
 from worker.model.preprocessing import Preprocessing
 from worker.model.reading import DecodeLimits
 from worker.pipeline import Pipeline
-from worker.publish import Outcome, Publisher
+from worker.publish import Outcome, Published, Publisher
 
 IDLE_S = 1.5
 FETCH_THREADS = 4
@@ -161,6 +162,44 @@ def test_what_a_full_server_refuses_again_and_again_is_logged_once(
     assert [record.getMessage()[:30] for record in caplog.records] == ["1 results wait to be published"]
     raw.config_set("maxmemory", 0)
     wait_until(lambda: "published 1 of 1: 1 approved" in caplog.messages, "the publish", 20)
+
+
+def test_all_that_a_full_server_refused_is_published_once_it_takes_them(
+    pipeline: Pipeline, broker: Broker, tmp_path: Path
+) -> None:
+    """Far more than are offered again at once."""
+    raw, ids = broker.client(), [f"c{number}" for number in range(150)]
+    for content_id in ids:
+        (tmp_path / content_id).write_bytes(b"no picture")
+        raw.xadd(bus.UPLOADS, {"content_id": content_id})
+    entries = Intake(connection.connect(broker.url), "test", 15).read([bus.UPLOADS], len(ids))
+    raw.config_set("maxmemory", 1)
+    pipeline.accept(entries)
+    wait_until(lambda: pipeline.held_up() == len(ids), "all to be refused")
+    raw.config_set("maxmemory", 0)
+    wait_until(lambda: not pipeline.in_work(), "all to leave")
+    assert (raw.xlen(bus.VERDICTS), raw.xlen(bus.UPLOADS)) == (len(ids), 0)
+
+
+def test_an_unforeseen_fault_in_publishing_loses_nothing(
+    pipeline: Pipeline, broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was to be published is offered again."""
+    publisher = pipeline._outbox._publisher
+    publish, faults = publisher.publish, [RuntimeError("a fault of our own")]
+
+    def fails_at_first(outcomes: Sequence[Outcome]) -> list[Published | ModerationError]:
+        if faults:
+            raise faults.pop()
+        return publish(outcomes)
+
+    monkeypatch.setattr(publisher, "publish", fails_at_first)
+    (tmp_path / "one").write_bytes(picture("approved"))
+    broker.client().xadd(bus.UPLOADS, {"content_id": "one"})
+    pipeline.accept(Intake(connection.connect(broker.url), "test", 15).read([bus.UPLOADS], 1))
+    wait_until(lambda: not pipeline.in_work(), "it to leave")
+    assert not faults
+    assert broker.client().xlen(bus.VERDICTS) == 1
 
 
 def test_decisions_are_made_beside_the_device_and_a_failed_one_is_its_pictures_own(
