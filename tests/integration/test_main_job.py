@@ -1,8 +1,10 @@
 """The main job through real parts: pictures in a folder, a Valkey server, a `celery worker` process, verdicts."""
 
+import hashlib
 import io
 import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -37,6 +39,7 @@ def test_the_document_tells_what_judged_it(busy_place: Place) -> None:
     assert document.weights == busy_place.store.champion()
     assert document.engine == "cpu-fp32"
     assert (document.ban_threshold, document.review_threshold) == (0.6, 0.3)
+    assert document.content_sha256 == hashlib.sha256((busy_place.content / content_id).read_bytes()).hexdigest()
     assert document.enqueued_at <= document.decided_at
     raw = busy_place.broker.client()
     _, fields = next(e for e in raw.xrange("moderation:verdicts") if e[1][b"content_id"] == content_id.encode())
@@ -218,11 +221,14 @@ def test_metrics_and_probes(busy_place: Place) -> None:
     """The contract's names are there, with what happened in them; the probes answer."""
     worker = busy_place.workers[0]
     before = worker.metric("moderation_verdicts_total", label="risked", ban="1")
+    waited, began = worker.metric("moderation_enqueue_to_verdict_seconds_sum"), time.monotonic()
     busy_place.judge([busy_place.add(label="risked") for _ in range(3)])
     wait_until(
         lambda: worker.metric("moderation_verdicts_total", label="risked", ban="1") == before + 3,
         "three more bans counted",
     )
+    more_s = worker.metric("moderation_enqueue_to_verdict_seconds_sum") - waited
+    assert 0 < more_s < 3 * (time.monotonic() - began), "of three, and in seconds"
     text = worker.get("/metrics")[1]
     for name in (
         "moderation_verdicts_total", "moderation_decisions_total", "moderation_undecided_total",

@@ -121,6 +121,21 @@ def test_what_is_abandoned_is_remembered(pipeline: Pipeline, tmp_path: Path) -> 
     assert pipeline.left() == {abandoned.key}
 
 
+def test_what_is_in_work_for_too_long_is_left_to_others(pipeline: Pipeline, tmp_path: Path) -> None:
+    """Whatever holds it up here; not before its time."""
+    os.mkfifo(tmp_path / "one")
+    pipeline.accept([entry(1, "one")])
+    pipeline.leave_overdue(60, 60)
+    assert len(pipeline.in_work()) == 1
+
+    def left() -> bool:
+        pipeline.leave_overdue(60, 0.1)
+        return not pipeline.in_work()
+
+    wait_until(left, "it to be left")
+    assert pipeline.left() == {entry(1, "one").key}
+
+
 def test_giving_up_is_no_progress(pipeline: Pipeline, tmp_path: Path) -> None:
     """Work that is only ever given up stands still, however often it is taken up again."""
     os.mkfifo(tmp_path / "one")
@@ -217,6 +232,23 @@ def test_decisions_are_made_beside_the_device_and_a_failed_one_is_its_pictures_o
     assert [found[i].label for i in ("first", "bad", "last")] == ["approved", None, "approved"]
     assert found["bad"].reasons == ("model_failed",)
     assert set(version.asked_in) == {"outbox"}
+    client.close()
+
+
+def test_an_unforeseen_fault_of_a_stage_leaves_no_picture_in_work(
+    pipeline: Pipeline, broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is undecided, where it would otherwise be kept from others until it is overdue."""
+
+    def fault(frames: Frames) -> None:
+        raise LookupError
+
+    monkeypatch.setattr(pipeline._batcher, "submit", fault)
+    (tmp_path / "one").write_bytes(picture("approved"))
+    client = Moderation(broker.url)
+    client.submit("one")
+    pipeline.accept(Intake(connection.connect(broker.url), "test", 15).read([bus.UPLOADS], 1))
+    assert client.wait("one", 20)["one"].reasons == ("model_failed",)
     client.close()
 
 
