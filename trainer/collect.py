@@ -17,13 +17,14 @@ from contextlib import AbstractContextManager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Final, Literal, Protocol, get_args
+from typing import Final, Protocol
 
 from trainer import dataset, ledger, same_bytes
 from trainer.decoding import decoded
 from trainer.errors import DataError
 from trainer.ledger import Decision, Ledger, LeftOut
 from trainer.progress import Reporter
+from trainer.results import EMPTY_FROM, SAID, Result, fault_of, is_doubtful, result_of
 from trainer.spots import Spot, Spots, label_folders, sha256
 from trainer.threads import in_threads
 from worker.decode import DecoderPool
@@ -39,32 +40,6 @@ EXTENSIONS: Final = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", 
     "HEIF": "heic"
 }
 """By the format that the picture really has, by Pillow's names."""
-
-EMPTY_FROM: Final = 20
-"""Pictures to fetch of which a content store that has none of them is rather not the right one, or not mounted. Fewer
-may all have been deleted by their authors."""
-
-Result = Literal["added", "replaced", "moved", "unchanged", "gone", "mismatched", "doubtful", "unusable", "waiting"]
-"""What became of a decision. `waiting`: the fault was not the picture's, or need not be, and the next run tries again:
-the content store failed or did not have it for the first time, or the decoder failed on what may be a busy machine."""
-
-RESULTS: Final[tuple[Result, ...]] = get_args(Result)
-_OF_REASON: Final[dict[str, Result]] = {
-    "not_found": "gone",
-    "fetch_failed": "waiting",
-    "mismatched": "mismatched",
-    "doubtful": "doubtful",
-}
-_TRIED_TWICE: Final = frozenset({"not_found", "decode_timeout", "decoder_crashed"})
-"""Not found counts among them because a store that half fails, one bucket or folder of it, says so of what it has."""
-
-_SAID: Final[dict[Result, str]] = {
-    "gone": "pictures are gone from the content store and were not collected",
-    "mismatched": "pictures are not the bytes that people decided on (another SHA-256) and were not collected",
-    "doubtful": "pictures were decided on without a SHA-256, otherwise than before, and are not in the set",
-    "unusable": "pictures cannot be used (no picture, broken, too large) and were not collected",
-    "waiting": "pictures could not be had or decoded and are tried again by the next run",
-}
 
 
 class Fetches(Protocol):
@@ -182,10 +157,10 @@ class Collector:
             for became in in_threads(partial(self._place, decoders, doubtful), list(latest.values()), self._threads):
                 advance(1)
                 made.append(became)
-        fault = _fault_of(made)
+        fault = fault_of(made)
         made = self._settle(list(latest.values()), made, later, corrections(kept.cursor))
         for decision, became in zip(latest.values(), made, strict=True):
-            result = _result(became, decision)
+            result = result_of(became, decision)
             results[result] += 1
             if isinstance(became, LeftOut):
                 left.setdefault(result, []).append(decision.content_id)
@@ -207,7 +182,7 @@ class Collector:
 
         What the `rest` of the decisions comes back to stays: where the cursor was lost, they made what is in the set.
         """
-        doubtful = {one.content_id for one, became in zip(decided, made, strict=True) if _is_doubtful(became)}
+        doubtful = {one.content_id for one, became in zip(decided, made, strict=True) if is_doubtful(became)}
         again = {one.content_id for one in rest if one.content_id in doubtful} if doubtful else set()
         for content_id in doubtful - again:
             self._spots.drop(content_id)
@@ -261,42 +236,8 @@ class Collector:
 
     def _say_left(self, left: Mapping[Result, Sequence[str]]) -> None:
         for result, ids in left.items():
-            self._reporter.say(
-                f"{len(ids)} {_SAID[result]}: {dataset.listing(ids)}; all are in {ledger.LEFT_OUT_FILE}."
-            )
-
-
-def _is_doubtful(became: Result | LeftOut) -> bool:
-    return isinstance(became, LeftOut) and became.reason == "doubtful"
+            self._reporter.say(f"{len(ids)} {SAID[result]}: {dataset.listing(ids)}; all are in {ledger.LEFT_OUT_FILE}.")
 
 
 def _entry(decision: Decision) -> tuple[int, int]:
     return ledger.entry(decision.correction)
-
-
-def _result(became: Result | LeftOut, decision: Decision) -> Result:
-    """What is counted of it. Left out for good is what met the same fault twice, in two runs."""
-    if not isinstance(became, LeftOut):
-        return became
-    if became.reason in _TRIED_TWICE and decision.kept_back != became.reason:
-        return "waiting"
-    return _OF_REASON.get(became.reason, "unusable")
-
-
-def _fault_of(made: Sequence[Result | LeftOut]) -> str:
-    """What is the matter with the content store where every fetch of a block met the same; empty where nothing is."""
-    lost = [became for became in made if isinstance(became, LeftOut) and not _is_doubtful(became)]
-    fetched = [*lost, *(became for became in made if became in ("added", "replaced"))]
-    if lost and len(lost) == len(fetched):
-        if all(one.reason == "fetch_failed" for one in lost):
-            return (
-                f"The content store failed for each picture it was asked for ({lost[0].detail.rstrip('.')}): mend it "
-                "or MODERATION_CONTENT_URL, and the next run tries them again."
-            )
-        if len(lost) >= EMPTY_FROM and all(one.reason == "not_found" for one in lost):
-            return (
-                f"The content store has none of {len(lost)} pictures that it was asked for: check "
-                "MODERATION_CONTENT_URL and what is mounted there; the next run tries them once more and leaves out "
-                "what is gone then."
-            )
-    return ""

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 from prometheus_client import CollectorRegistry, Gauge, pushadd_to_gateway, write_to_textfile
 from prometheus_client.parser import text_string_to_metric_families
 
-from trainer.collect import RESULTS, Result
 from trainer.errors import LockedError, RefusedError
+from trainer.results import RESULTS, Result
 from worker.errors import UsageError
 
 Outcome = Literal["promoted", "nothing_new", "refused", "failed"]

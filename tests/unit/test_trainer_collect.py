@@ -13,11 +13,12 @@ import pytest
 
 from tests.support.pictures import animation, picture
 from trainer import ledger
-from trainer.collect import BLOCK, EMPTY_FROM, Collector, part_of
+from trainer.collect import BLOCK, Collector, part_of
 from trainer.decoding import decoder_pool
 from trainer.errors import DataError
 from trainer.ledger import Decision, Ledger
 from trainer.progress import Reporter
+from trainer.results import EMPTY_FROM
 from worker.content import ContentStore
 from worker.decode import DecoderPool
 from worker.errors import ContentError, UnavailableError, UndecidedReason, UsageError
