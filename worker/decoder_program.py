@@ -25,9 +25,9 @@ import sys
 from typing import Any, Final, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
-from worker import landlock, seccomp
+from worker import cores, landlock, seccomp
 from worker.errors import ContentError
 from worker.model import reading
 from worker.model.preprocessing import Preprocessing
@@ -45,6 +45,10 @@ READY: Final = b"\x01"
 UNABLE: Final = b"\x00"
 SIZE: Final = struct.Struct("!Q")
 LONGEST_DETAIL: Final = 500
+
+# Of an AVIF's reader, where there are so many cores. Pillow's own choice is one for each core of the machine, in each
+# decoder and whatever a container is given: on hundreds of them they take all the memory, or all a container's tasks.
+AVIF_THREADS: Final = 4
 
 _OWN: Final = Preprocessing(resize=16, crop=16)
 
@@ -75,6 +79,7 @@ def main() -> None:
     limits = DecodeLimits(job["max_pixels"])
     decode: Decode = getattr(importlib.import_module(job["module"]), job["function"])
     reading.load_readers()
+    AvifImagePlugin.DEFAULT_MAX_THREADS = min(AVIF_THREADS, cores.usable())
     own = _pictures()
     _confine(job["memory_bytes"])
     if os.getppid() != job["parent"]:

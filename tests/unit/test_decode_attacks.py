@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support import lying_decoder, needy_decoder, unfiltered_decoder
+from tests.support import crowded_decoder, lying_decoder, needy_decoder, unfiltered_decoder
 from tests.support.processes import decoders_of
 from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY
@@ -363,6 +363,14 @@ def test_a_decoder_that_can_read_nothing_takes_no_picture(make_pool: MakePool) -
     waiting = pool.submit(b"harmless")
     wait_until(lambda: speaks(pool), f"{START_FAILURES} starts failed")
     assert not waiting.done()
+
+
+def test_a_decoder_starts_however_many_cores_there_are(make_pool: MakePool) -> None:
+    """With the least memory that a setting gives it: a thread for each of 256 cores takes more, for an AVIF alone."""
+    pool = make_pool(processes=1, memory_bytes=64 * 2**20, decode=crowded_decoder.decode)
+    waiting = pool.submit(b"harmless")
+    wait_until(lambda: waiting.done() or speaks(pool), "an answer, or that there is none to come")
+    assert waiting.done() and is_answer(waiting, b"harmless")
 
 
 def test_decoders_load_no_torch_whatever_started_them() -> None:
