@@ -89,6 +89,12 @@ def test_decoders_may_confine_themselves(name: str) -> None:
     assert "prctl" in analyse("syscall-filter", "@process").stdout.split()
 
 
+@pytest.mark.parametrize("name", [name for name in SERVICES if "worker" in name or "retrain" in name])
+def test_a_decoder_that_the_kernel_ends_for_want_of_memory_ends_nothing_else(name: str) -> None:
+    """They ask to go first; systemd's own default is to stop the whole unit then."""
+    assert unit(name).get("OOMPolicy") == "continue"
+
+
 @pytest.mark.parametrize("name", [name for name in SERVICES if "worker" in name])
 def test_a_worker_has_time_to_drain_before_it_is_killed(name: str) -> None:
     """SIGTERM to the main process only, and patience well above MODERATION_DRAIN_S."""
