@@ -30,6 +30,8 @@ UNSAFE: Final = {
     "no_append_only_file": "a restart of it loses everything (appendonly)",
 }
 
+MIN_REPLICAS = "min-replicas-to-write"
+
 # Nothing comes after it, and Redis refuses to be asked for that.
 LAST_ID = "18446744073709551615-18446744073709551615"
 
@@ -95,8 +97,9 @@ def _writes_refused(client: redis.Redis, info: dict[str, Any], workers: Sequence
         return "its append-only file cannot be written"
     if info.get("slave_read_only") and not workers:  # with workers it is a replica that somebody looks at on purpose
         return "it is a read-only replica"
-    if info.get("min_slaves_good_slaves") == 0:  # told only where `min-replicas-to-write` asks for one at least
-        return "no replica that it waits for is there"
+    replicas = info.get("min_slaves_good_slaves")  # told only where `min-replicas-to-write` asks for one at least
+    if replicas is not None and replicas < int(_configured(client, MIN_REPLICAS).get(MIN_REPLICAS, 1)):
+        return "replicas that it waits for are away"
     if info["rdb_last_bgsave_status"] != "ok" and _stops_without_snapshots(client):
         return "its last snapshot failed"
     return ""
@@ -110,11 +113,16 @@ def _unsafe(info: dict[str, Any]) -> Iterator[str]:
 
 
 def _stops_without_snapshots(client: redis.Redis) -> bool:
-    """Not with deploy/redis, which makes none and where this user may not ask; others run servers of their own."""
+    found = _configured(client, "save", "stop-writes-on-bgsave-error")
+    return bool(found.get("save")) and found["stop-writes-on-bgsave-error"] == "yes"
+
+
+def _configured(client: redis.Redis, *names: str) -> dict[str, str]:
+    """Nothing with deploy/redis, where this user may not ask; others run servers of their own."""
     with contextlib.suppress(redis.exceptions.ResponseError):
-        found: Any = client.config_get("save", "stop-writes-on-bgsave-error")
-        return bool(found["save"]) and found["stop-writes-on-bgsave-error"] == "yes"
-    return False
+        found: Any = client.config_get(*names)
+        return dict(found)
+    return {}
 
 
 def _stream(client: redis.Redis, stream: str, now_ms: int) -> StreamFigures:

@@ -128,10 +128,26 @@ def test_without_the_replicas_that_it_waits_for_it_is_said(tmp_path: Path) -> No
             raw.set("one", "more")
         assert refused(client) == 1
         [first, *others] = status.problems(exporter.read(client))
-        assert first.startswith("Redis refuses writes (no replica that it waits for is there)")
+        assert first.startswith("Redis refuses writes (replicas that it waits for are away)")
         assert not any("No worker" in sentence for sentence in others)
         raw.config_set("min-replicas-to-write", 0)
         assert refused(client) == 0 and raw.set("two", "more")
+
+
+def test_with_one_replica_of_the_two_that_it_waits_for_it_is_said(tmp_path: Path, broker: Broker) -> None:
+    """By a server of one's own, which says how many it asks for."""
+    other = Broker(tmp_path / "other")
+    try:
+        raw, client = broker.client(), connection.connect(broker.url)
+        raw.config_set("min-replicas-to-write", 1)
+        other.client().replicaof("127.0.0.1", broker.port)
+        wait_until(lambda: refused(client) == 0, "the replica to be there")
+        raw.config_set("min-replicas-to-write", 2)
+        with pytest.raises(redis.exceptions.ResponseError, match="NOREPLICAS"):
+            raw.set("one", "more")
+        assert refused(client) == 1
+    finally:
+        other.stop()
 
 
 @pytest.mark.parametrize(
