@@ -12,6 +12,7 @@ import yaml
 from deploy.grafana.boards import BOARDS, FOLDER, Panel, to_json
 from deploy.grafana.panels import PROMOTIONS, Board
 from tests.deploy.conftest import Watched
+from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY
 
 PROVISIONING = REPOSITORY / "deploy" / "grafana" / "provisioning"
@@ -55,9 +56,13 @@ def test_every_query_of_a_panel_has_data(watched: Watched, board: Board, panel: 
 
 def test_promotions_are_marked(watched: Watched) -> None:
     """The annotation of all boards finds the promotion that the fixture made."""
-    now = watched.prometheus.now()
-    marks = watched.prometheus.query_range(PROMOTIONS, watched.began, now, 1)
-    assert {series["metric"]["weights"] for series in marks} >= {watched.place.store.champion()}
+
+    def marked() -> set[str]:
+        """Looked for five times as often as figures come: all of this may be over in a second."""
+        marks = watched.prometheus.query_range(PROMOTIONS, watched.began, watched.prometheus.now(), 0.2)
+        return {series["metric"]["weights"] for series in marks}
+
+    wait_until(lambda: watched.place.store.champion() in marked(), "a mark of the promotion")
 
 
 def test_the_boards_can_be_drawn(watched: Watched, tmp_path: Path) -> None:
