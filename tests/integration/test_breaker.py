@@ -9,6 +9,7 @@ from itertools import count
 
 import pytest
 
+from tests.support.meanwhile import Meanwhile
 from tests.support.place import Place
 from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY, Broker, free_port
@@ -130,6 +131,42 @@ def test_apply_lets_the_bans_take_effect_once(desk: Desk) -> None:
     assert 0 < desk.raw.ttl("moderation:verdict:held0") <= TTL_S
     assert breaker.close(desk.raw, apply=True, verdict_ttl_s=TTL_S) is None
     assert desk.bans(4) == ["published"] * 3 + ["opened"]
+
+
+def test_a_ban_withheld_just_before_it_closes_takes_effect_too(broker: Broker, desk: Desk) -> None:
+    """Workers go on while a person closes it: what came after the last look at what is withheld is not thrown away."""
+    desk.bans(3)
+    desk.publish(desk.outcome(0.9, "held"))
+    during = Meanwhile.of(broker, before_scripts=[lambda: desk.publish(desk.outcome(0.9, "late"))])
+    done = breaker.close(during, apply=True, verdict_ttl_s=TTL_S)
+    assert (done.applied, done.superseded, done.discarded) == (2, 0, 0)
+    assert desk.client.verdict("held").ban and desk.client.verdict("late").ban
+
+
+def test_a_ban_withheld_anew_while_it_closes_takes_effect(broker: Broker, desk: Desk) -> None:
+    """The picture is judged again twice between the look at its ban and the ban's turn: the newest is what counts."""
+    desk.bans(3)
+    desk.publish(desk.outcome(0.9, "held"))
+
+    def judge_again() -> None:
+        for risk in (0.1, 0.95):
+            desk.publish(desk.outcome(risk, "held", rescan=True))
+
+    done = breaker.close(Meanwhile.of(broker, after_scans=[judge_again]), apply=True, verdict_ttl_s=TTL_S)
+    assert (done.applied, done.superseded, done.discarded) == (1, 0, 0)
+    assert desk.client.verdict("held").ban and desk.client.verdict("held").probabilities.risked == 0.95
+
+
+def test_what_others_wrote_among_the_withheld_bans_nobody(desk: Desk) -> None:
+    """Neither another picture's ban under a name of its own choice, nor what is no verdict; ours takes effect."""
+    desk.bans(3)
+    desk.publish(desk.outcome(0.9, "held"))
+    ban = desk.raw.hget(bus.WITHHELD, "held")
+    desk.raw.hset(bus.WITHHELD, mapping={"innocent": ban, "noise": "no ban", "\xff": b"\xff"})
+    done = breaker.close(desk.raw, apply=True, verdict_ttl_s=TTL_S)
+    assert (done.applied, done.superseded, done.discarded) == (1, 3, 0)
+    assert desk.client.verdict("held").ban and desk.client.verdict("innocent") is None
+    assert desk.raw.xlen(bus.VERDICTS) == 5
 
 
 def test_who_closes_a_closed_one_changes_nothing(desk: Desk) -> None:

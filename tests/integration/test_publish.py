@@ -2,17 +2,19 @@
 
 import dataclasses
 import datetime
+from itertools import cycle, repeat
 from typing import Any
 
 import pytest
 import redis
 
+from tests.support.meanwhile import Meanwhile
 from tests.support.waiting import wait_until
 from tests.support.worker import Broker, free_port
 from worker import bus, connection
 from worker.client import Moderation
 from worker.entry import Entry
-from worker.errors import UnavailableError
+from worker.errors import UnavailableError, UsageError
 from worker.intake import Intake
 from worker.overrule import Overruler
 from worker.publish import Outcome, Publisher
@@ -258,6 +260,40 @@ def test_a_failing_publish_loses_no_entry(desk: Desk) -> None:
     desk.raw.delete(bus.VERDICTS)
     assert desk.publisher.publish([Outcome(entry, decided("approved"))])[0][0] == "published"
     assert desk.raw.xlen(bus.UPLOADS) == 0
+
+
+def test_a_decision_that_changes_at_every_look_leaves_the_entry_in_work(broker: Broker, desk: Desk) -> None:
+    """Not settled is not gone: whoever publishes keeps it, and tries again."""
+    people, overruler = Moderation(broker.url), Overruler(desk._bus, TTL_S)
+    labels = cycle(["risked", "approved"])
+
+    def decide() -> None:
+        people.correct("a", next(labels), by="ann")
+        overruler.apply_waiting()
+
+    outcome = Outcome(desk.deliver(), decided("not_suitable"))
+    busy = Publisher(Meanwhile.of(broker, before_scripts=repeat(decide)), TTL_S)
+    assert isinstance(busy.publish([outcome])[0], UnavailableError)
+    assert desk.raw.xlen(bus.UPLOADS) == 1
+    latest = desk.standing().label
+    assert desk.publisher.publish([outcome])[0][0] == "duplicate"
+    assert (desk.standing().label, desk.standing().reasons) == (latest, ("human",))
+    assert desk.raw.xlen(bus.UPLOADS) == 0
+
+
+def test_a_call_that_is_refused_as_a_whole_loses_no_entry(desk: Desk) -> None:
+    """As by an access list: each outcome is told why, all entries stay, and are published once that is mended."""
+    for content_id in ("a", "b"):
+        desk.raw.xadd(bus.UPLOADS, {"content_id": content_id})
+    entries = desk.intake.read([bus.UPLOADS], 2)
+    outcomes = [Outcome(e, decided("approved", content_id=e.content_id)) for e in entries]
+    desk.raw.execute_command("ACL", "SETUSER", "default", "-evalsha")
+    refused = desk.publisher.publish(outcomes)
+    assert [type(became) for became in refused] == [UsageError] * 2
+    assert all("ACL" in str(became) for became in refused)
+    desk.raw.execute_command("ACL", "SETUSER", "default", "+evalsha")
+    assert (desk.raw.xlen(bus.UPLOADS), desk.entries()) == (2, 0)
+    assert [became[0] for became in desk.publisher.publish(outcomes)] == ["published"] * 2
 
 
 def test_scripts_survive_a_flush(desk: Desk) -> None:
