@@ -100,6 +100,22 @@ def test_bans_have_to_be_right_as_often_as_claimed() -> None:
     assert precision.missing is not None and precision.missing > 20
 
 
+def test_a_version_whose_bans_are_all_wrong_is_refused() -> None:
+    """Five of 600 pictures, and none of them risked: that is no version that bans nothing."""
+    (precision,) = gate.judge(judged(200, wrongly_banned=5), judged(200)).failed
+    assert (precision.name, precision.pictures, precision.gained, precision.missing) == ("ban precision", 5, 0, None)
+
+
+def test_bans_are_held_to_what_was_asked_of_them_less_the_margin() -> None:
+    """Of 102 bans 100 are right, which shows 93.96 %; one more wrong one, and 93 % are not shown."""
+    assert gate.judge(judged(200, banned=100, wrongly_banned=2), judged(200)).passed
+    assert failed(gate.judge(judged(200, banned=100, wrongly_banned=3), judged(200))) == ["ban precision"]
+    asked = Standard(ban_precision=0.97)
+    assert failed(gate.judge(judged(200, banned=100, wrongly_banned=2), judged(200), held_to=asked)) == [
+        "ban precision"
+    ]
+
+
 def seen(share_of_risked: float, share_of_others: float, *, bans: int = 0) -> gate.Judged:
     """3,000 pictures called rightly, of which people see what lies at the beginning of each label after `bans`."""
     made = {}
@@ -125,6 +141,13 @@ def test_a_version_that_floods_people_is_refused() -> None:
     assert "28.36% of uploads expected" in decision.failed[0].sentence()
     a_little_more = gate.judge(seen(0.95, 0.013), seen(0.95, 0.01), held_to=AT_2_PERCENT)
     assert a_little_more.passed, "half as much again is not shown"
+
+
+def test_how_much_more_may_be_held_before_it_is_shown_to_be_too_much() -> None:
+    """Of 2,000 harmless pictures 100 were held: 254 may be half as many again by chance, 260 are not."""
+    before = seen(0.0, 0.05)
+    assert "held for people" not in failed(gate.judge(seen(0.0, 0.127), before, held_to=AT_2_PERCENT))
+    assert "held for people" in failed(gate.judge(seen(0.0, 0.13), before, held_to=AT_2_PERCENT))
 
 
 def test_a_version_that_shows_people_fewer_risked_pictures_is_refused() -> None:
