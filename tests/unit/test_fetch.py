@@ -84,3 +84,67 @@ def test_what_waits_at_a_close_is_not_fetched(fetching: Fetching) -> None:
     for thread in alive:
         thread.join(30)
     assert len(fetching.came) == 2
+
+
+class Hanging:
+    """Two threads; whatever is named `hangs` ends only when it is told to."""
+
+    def __init__(self) -> None:
+        self.may_end = threading.Event()
+        self.came: list[tuple[str, bytes | ContentError]] = []
+        self.pool = FetchPool(self._fetch, 2, most_held_bytes=MOST)
+
+    def _fetch(self, content_id: str) -> bytes:
+        if content_id.startswith("hangs"):
+            self.may_end.wait(60)
+        return bytes(2 * MOST)
+
+    def submit(self, content_id: str) -> None:
+        """One more."""
+        self.pool.submit(content_id, lambda result, seconds: self.came.append((content_id, result)))
+
+    def reasons(self) -> list[tuple[str, str | None]]:
+        """What came of each, None where it was bytes."""
+        return [(name, came.reason if isinstance(came, ContentError) else None) for name, came in self.came]
+
+
+@pytest.fixture
+def hanging() -> Iterator[Hanging]:
+    """What hangs is let go in the end."""
+    made = Hanging()
+    yield made
+    made.may_end.set()
+    made.pool.close()
+
+
+def test_what_hangs_is_given_up_once_and_leaves_nothing_behind(hanging: Hanging) -> None:
+    """Asked every second, its end is told a single time; what it brings at last is nobody's and takes no room."""
+    hanging.submit("hangs")
+    wait_until(lambda: hanging.pool.running_for(0) == 1, "it to begin")
+    assert hanging.pool.running_for(3600) == 0
+    hanging.pool.give_up(3600)
+    assert hanging.came == []
+    for _ in range(2):
+        hanging.pool.give_up(0)
+    assert hanging.reasons() == [("hangs", "fetch_failed")]
+    assert hanging.pool.running_for(0) == 0 and not hanging.pool.all_hang()
+    hanging.submit("hangs2")
+    wait_until(lambda: hanging.pool.running_for(0) == 1, "the other thread to take it")
+    hanging.pool.give_up(0)
+    assert hanging.pool.all_hang(), "both threads are stuck"
+    hanging.may_end.set()
+    wait_until(lambda: not hanging.pool.all_hang(), "them to end")
+    hanging.submit("small")
+    wait_until(lambda: len(hanging.came) == 3, "the next, for which there is room")
+    assert hanging.reasons() == [("hangs", "fetch_failed"), ("hangs2", "fetch_failed"), ("small", None)]
+
+
+def test_a_picture_whose_fetch_hangs_takes_one_thread_only(hanging: Hanging) -> None:
+    """Tried again it fails at once, and others are fetched meanwhile."""
+    hanging.submit("hangs")
+    wait_until(lambda: hanging.pool.running_for(0) == 1, "it to begin")
+    hanging.pool.give_up(0)
+    for content_id in ("hangs", "hangs", "other"):
+        hanging.submit(content_id)
+    wait_until(lambda: len(hanging.came) == 4, "the others")
+    assert hanging.reasons() == [("hangs", "fetch_failed")] * 3 + [("other", None)]
