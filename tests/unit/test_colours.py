@@ -96,6 +96,12 @@ def test_what_the_gamma_of_a_png_shows_is_judged() -> None:
     assert len(looks(plain)) == 1
 
 
+def test_a_gamma_of_nothing_changes_nothing() -> None:
+    """A PNG may say 0, which is no reason to leave it undecided."""
+    (look,) = looks(saved(Image.fromarray(drawn()), "PNG", pnginfo=gamma_tag(0.0)))
+    assert alike(look, drawn())
+
+
 def test_what_gamma_shows_on_a_dark_page_alone_is_judged() -> None:
     """Transparent, and so dark in its numbers that black shows nothing of it without its gamma."""
     alpha = np.random.default_rng(1).integers(0, 2, (8, 8, 1)).repeat(8, 0).repeat(8, 1) * 255

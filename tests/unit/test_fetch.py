@@ -97,6 +97,8 @@ class Hanging:
     def _fetch(self, content_id: str) -> bytes:
         if content_id.startswith("hangs"):
             self.may_end.wait(60)
+        if content_id == "fault":
+            raise RuntimeError("of a content store's own")
         return bytes(2 * MOST)
 
     def submit(self, content_id: str) -> None:
@@ -137,6 +139,14 @@ def test_what_hangs_is_given_up_once_and_leaves_nothing_behind(hanging: Hanging)
     hanging.submit("small")
     wait_until(lambda: len(hanging.came) == 3, "the next, for which there is room")
     assert hanging.reasons() == [("hangs", "fetch_failed"), ("hangs2", "fetch_failed"), ("small", None)]
+
+
+def test_a_fault_of_any_kind_is_a_failed_fetch(hanging: Hanging) -> None:
+    """Which is tried for an hour, unlike a picture that is not there."""
+    for content_id in ("fault", "fault", "fault", "small"):
+        hanging.submit(content_id)
+    wait_until(lambda: len(hanging.came) == 4, "all of them")
+    assert sorted(hanging.reasons(), key=str) == [("fault", "fetch_failed")] * 3 + [("small", None)]
 
 
 def test_a_picture_whose_fetch_hangs_takes_one_thread_only(hanging: Hanging) -> None:
