@@ -129,6 +129,16 @@ def test_a_letter_from_elsewhere_is_replayed_into_the_uploads(redis_client: redi
     assert redis_client.exists("moderation:verdicts") == 0
 
 
+@pytest.mark.parametrize("reason", ["malformed_id", "malformed_task", "malformed_correction"])
+def test_what_was_refused_as_it_came_is_not_replayed(redis_client: redis.Redis, reason: str) -> None:
+    """What is kept of it may look like somebody else's content ID."""
+    deadletter.bury(redis_client, "innocent", reason, "", rescan=True)
+    (letter,) = deadletter.letters(redis_client)
+    with pytest.raises(UsageError, match="refused as it came"):
+        deadletter.replay(redis_client, letter.id)
+    assert list(deadletter.letters(redis_client)) == [letter] and not waiting(redis_client, bus.UPLOADS)
+
+
 def test_a_letter_is_replayed_or_dropped_once(redis_client: redis.Redis) -> None:
     """The second time there is none: UsageError, and nothing is enqueued."""
     deadletter.bury(redis_client, "one", "killed_its_worker", "", rescan=False)
