@@ -2,19 +2,18 @@
 
 import itertools
 import struct
-from collections.abc import Sequence
 
 # D50 and sRGB's primaries, adapted to it.
 WHITE = (0.9642, 1.0, 0.8249)
 PRIMARIES = ((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141))
 
 
-def rgb_profile(gamma: float, *, primaries: Sequence[int] = (0, 1, 2), inverting_table: bool = False) -> bytes:
-    """sRGB's primaries, in that order; light is a number from 0 to 1 to the power of `gamma`.
+def rgb_profile(gamma: float, *, inverting_table: bool = False) -> bytes:
+    """sRGB's primaries; light is a number from 0 to 1 to the power of `gamma`.
 
-    With a table that shows the negative besides, which goes before them.
+    With a table besides, which goes before them and shows the negative of all but grey and the single colours.
     """
-    colours = {name: PRIMARIES[at] for name, at in zip((b"rXYZ", b"gXYZ", b"bXYZ"), primaries, strict=True)}
+    colours = {b"rXYZ": PRIMARIES[0], b"gXYZ": PRIMARIES[1], b"bXYZ": PRIMARIES[2]}
     curves = dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), _curve(gamma))
     tags = {name: _xyz(*xyz) for name, xyz in (colours | {b"wtpt": WHITE}).items()} | curves
     return _profile(b"RGB ", b"XYZ ", b"mntr", tags | ({b"A2B0": _negative()} if inverting_table else {}))
@@ -34,11 +33,17 @@ def key_profile() -> bytes:
     return _profile(b"CMYK", b"Lab ", b"prtr", {b"A2B0": table, b"wtpt": _xyz(*WHITE)})
 
 
+def _light(number: float) -> float:
+    """sRGB's curve."""
+    return float(((number + 0.055) / 1.055) ** 2.4 if number > 0.04045 else number / 12.92)
+
+
 def _negative() -> bytes:
-    """Numbers to the XYZ of what they show in sRGB, inverted: a table of 16-bit numbers, 17 steps a colour."""
-    steps = [((1 - at / 16 + 0.055) / 1.055) ** 2.4 if at < 15 else (1 - at / 16) / 12.92 for at in range(17)]
+    """Numbers to the XYZ of what they show in sRGB: a table of 16-bit numbers, 17 steps a colour."""
     grid = b""
-    for light in itertools.product(steps, repeat=3):
+    for step in itertools.product(range(17), repeat=3):
+        as_it_is = len(set(step)) == 1 or step.count(0) == 2
+        light = [_light(at / 16 if as_it_is else 1 - at / 16) for at in step]
         xyz = [sum(part * primary[axis] for part, primary in zip(light, PRIMARIES, strict=True)) for axis in range(3)]
         grid += struct.pack(">3H", *(round(32768 * value) for value in xyz))
     unit = struct.pack(">9i", *(65536 * (at % 4 == 0) for at in range(9)))
