@@ -38,7 +38,7 @@ def test_no_sentence_holds_the_password() -> None:
 
 def test_a_cluster_is_refused(tmp_path: Path) -> None:
     """At the start: a worker would claim there, and could never publish."""
-    server = Broker(tmp_path / "valkey", **{"cluster-enabled": "yes"})
+    server = Broker(tmp_path / "valkey", **{"cluster-enabled": "yes", "cluster-port": str(free_port())})
     try:
         with pytest.raises(UsageError, match="Redis Cluster is not supported"):
             bus.ping(connection.connect(server.url))
