@@ -138,7 +138,7 @@ def test_killing_every_decoder_between_jobs_blames_nobody(pool: Pool) -> None:
     for round_ in range(10):
         assert value(pool.submit(bytes([round_]))) == round_
         for pid in decoders_of(os.getpid()):
-            os.kill(pid, signal.SIGKILL)
+            ended_by(signal.SIGKILL, pid)
 
 
 def test_killing_decoders_under_load_blames_nobody(pool: Pool) -> None:
@@ -149,7 +149,7 @@ def test_killing_decoders_under_load_blames_nobody(pool: Pool) -> None:
     while not futures[-1].done() and kills < 12:
         done = sum(future.done() for future in futures)
         for pid in decoders_of(os.getpid())[:1]:
-            os.kill(pid, signal.SIGKILL)
+            ended_by(signal.SIGKILL, pid)  # or it was struck before, and ends in this moment
             kills += 1
         wait_until(lambda done=done: sum(f.done() for f in futures) > done, "a picture after the kill", PATIENCE_S)
     assert [value(future) for future in futures] == [n % 251 for n in range(400)]
