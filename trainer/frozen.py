@@ -25,8 +25,9 @@ from worker.model.network import Network
 from worker.model.preprocessing import Preprocessing
 from worker.model.tensors import tensors_digest
 
-BATCH_FRAMES: Final = 32
-"""Frames in one forward pass: large enough for full speed, small enough to keep memory low."""
+BATCH_FRAMES: Final = 16
+"""Frames in one forward pass: what full speed takes (NNPACK's convolutions begin at 16), and no more, for the last pass
+of a lot is filled up with frames that nobody asked for."""
 
 
 class FrozenPart:
@@ -70,6 +71,7 @@ class FrozenPart:
             "engine": f"{device.type}-{'bf16' if self.dtype == torch.bfloat16 else 'fp32'}",
             "convolutions": "direct" if direct else "winograd",
             "cut": cut,
+            "pass": BATCH_FRAMES,  # by its length libraries choose their way, and so the last bits
         }
 
     @torch.inference_mode()
