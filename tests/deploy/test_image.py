@@ -33,6 +33,7 @@ BUILD_TIMEOUT_S = 3000.0
 FIT_TIMEOUT_S = 600.0
 READY_TIMEOUT_S = 180.0
 COMPILE_TIMEOUT_S = 1200.0
+DEFAULTED = r"\$\{\w+:-([^}]*)\}"  # what the operator may set, and what it is where nobody does
 ONLY_THE_TRAINERS = {"scikit-learn", "scipy", "matplotlib", "imagehash", "shap", "numba", "pandas", "threadpoolctl"}
 TRAIN_PER_LABEL, TEST_PER_LABEL = 12, 6
 
@@ -57,7 +58,7 @@ def as_compose_says(service: str, folder: Path) -> list[str]:
     words += [f"--cap-drop={name}" for name in given["cap_drop"]]
     words += [f"--security-opt={option.removesuffix(':true')}" for option in given["security_opt"]]
     words += [f"--pids-limit={given['pids_limit']}"] if "pids_limit" in given else []
-    words += [f"--memory={given['mem_limit']}"] if "mem_limit" in given else []
+    words += ["--memory=" + re.sub(DEFAULTED, r"\1", given["mem_limit"])] if "mem_limit" in given else []
     words += [f"--volume={folder}/{volume}" for volume in given["volumes"]]
     # What holds a ${…} is the operator's, and given by the test.
     return words + [f"--env={name}={value}" for name, value in given["environment"].items() if "${" not in value]
