@@ -9,7 +9,7 @@ Knows nothing of pictures, features or publishing.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from torch import Tensor
 
@@ -27,7 +27,11 @@ from worker.model.weights import WeightsStore
 
 Recipe = Literal["article", "default"]
 
-Prepares = Literal["champion", "default"]
+Prepares = Literal["champion", "default", "whole"]
+
+WHOLE_FROM: Final = 1.1
+"""Where whole pictures are asked for: the longer side, in times the shorter, from which more than the middle square is
+judged. Below it that square shows four fifths of it, or more."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Plan:
     """What a run is asked for. `base` is `imagenet`, `champion`, `random:SEED` or a file's path; `epochs` is the
     article's; `asked` says what thresholds are fitted for; `explained` is how many test pictures the report has Shapley
     maps of; `preprocessing` says whether pictures are prepared as the champion does, where there is one of this
-    network, or as this release does by default.
+    network, as this release does by default, or so that they are judged from end to end (`WHOLE_FROM`).
 
     `cache` is the folder that keeps features and takes large tables; with None nothing is kept, and all is in memory.
     """
@@ -104,6 +108,8 @@ def _base_of(
 def _preprocessing_of(plan: Plan, store: WeightsStore, champion: str | None) -> Preprocessing:
     """As `Plan.preprocessing` says: running workers refuse a version that prepares pictures in another way than the
     one in service, and the gate can then pair its verdicts with the champion's of that time only."""
+    if plan.preprocessing == "whole":
+        return Preprocessing(long_from=WHOLE_FROM)
     if champion is None or plan.preprocessing == "default":
         return Preprocessing()
     manifest = store.manifest(champion)

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from torchvision.transforms import CenterCrop, Compose, Resize
 
 from tests.support.profiles import rgb_profile
+from trainer.plan import WHOLE_FROM
 from worker.errors import ContentError, UsageError
 from worker.model.pixels import on_ground, straight
 from worker.model.preprocessing import Preprocessing
@@ -173,14 +174,25 @@ def test_a_long_picture_is_judged_all_along_on_black_too() -> None:
     assert counts == [7, 7, 14]
 
 
-def test_squares_of_a_long_picture_leave_nothing_out() -> None:
+@pytest.mark.parametrize("long_from", [Preprocessing().long_from, WHOLE_FROM])
+def test_squares_of_a_long_picture_leave_nothing_out(long_from: float) -> None:
     """Up to seven times as long as it is wide each part of it is in one of them, but for the margins of its ends."""
-    for along in range(250, 650, 7):
+    for along in range(int(100 * long_from) + 1, 650, 7):
         ramp = np.linspace(0, 255, along).astype(np.uint8)
         image = Image.fromarray(np.tile(ramp, (100, 1)))
-        levels = {int(level) for frame in seen(encoded(image, "PNG")).frames for level in frame[112, :, 0]}
-        gaps = np.diff([0, *sorted(levels), 255])
-        assert gaps.max() <= 9, along
+        frames = decode(encoded(image, "PNG"), Preprocessing(long_from=long_from), LIMITS).frames
+        gaps = np.diff([0, *sorted({int(level) for frame in frames for level in frame[112, :, 0]}), 255])
+        margin = 255 * 16 / (2.56 * along)  # in levels, of either end
+        assert gaps.max() <= margin + 2, along
+
+
+def test_whole_photographs_are_three_squares() -> None:
+    """Of the sides that cameras and screens have; one that is nearly square stays one."""
+    counts = {
+        sides: len(decode(encoded(noise(*sides), "PNG"), Preprocessing(long_from=WHOLE_FROM), LIMITS).frames)
+        for sides in ((400, 300), (300, 450), (480, 270), (390, 844), (320, 300))
+    }
+    assert counts == {(400, 300): 3, (300, 450): 3, (480, 270): 3, (390, 844): 3, (320, 300): 1}
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

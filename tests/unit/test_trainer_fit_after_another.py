@@ -16,7 +16,7 @@ from trainer.cli import run
 from trainer.commands.fit import fit as fit_command
 from trainer.commands.retrain import retrain
 from trainer.fit import fit
-from trainer.plan import Plan
+from trainer.plan import WHOLE_FROM, Plan
 from trainer.progress import Reporter
 from worker.errors import UsageError
 from worker.model.labels import LABELS
@@ -190,6 +190,13 @@ def test_pictures_are_prepared_as_the_champion_does_unless_asked_otherwise(
     assert said == []
 
 
+def test_whole_pictures_are_asked_for_once(few: Path, pictures: Path, store: WeightsStore) -> None:
+    """A schedule, which names nothing, goes on with them."""
+    first = fit(replace(plan(few), preprocessing="whole"), store, Reporter(io.StringIO()))
+    assert first.preprocessing == Preprocessing(long_from=WHOLE_FROM).to_json()
+    assert fit(plan(pictures), store, Reporter(io.StringIO())).preprocessing == first.preprocessing
+
+
 def test_the_option_reaches_the_plan(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plans: list[Plan] = []
 
@@ -199,7 +206,7 @@ def test_the_option_reaches_the_plan(few: Path, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr("trainer.fit.fit", note)
     words = ["fit", "--train", few / "train", "--test", few / "test", "--weights", tmp_path / "weights"]
-    for more in ([], ["--preprocessing", "default"], ["--prevalence", "training", "--ban-precision", "0.9"]):
+    for more in ([], ["--preprocessing", "whole"], ["--prevalence", "training", "--ban-precision", "0.9"]):
         assert run([*map(str, words), *more]) == 2
-    assert [plan.preprocessing for plan in plans] == ["champion", "default", "champion"]
+    assert [plan.preprocessing for plan in plans] == ["champion", "whole", "champion"]
     assert [plan.asked for plan in plans] == [Asked(), Asked(), Asked("training", ban_precision=0.9)]

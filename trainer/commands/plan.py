@@ -59,11 +59,12 @@ OPTIONS: Final = (
     ),
     click.option(
         "--preprocessing",
-        type=click.Choice(["champion", "default"]),
+        type=click.Choice(["champion", "default", "whole"]),
         default="champion",
         show_default=True,
-        help="How pictures are prepared: as the champion does, for running workers to take the version up, or as this "
-        "release does; then restart them once it is promoted.",
+        help="How pictures are prepared: as the champion does, for running workers to take the version up; as this "
+        "release does; or the same, but judged from end to end, not by their middle, which takes three passes for a "
+        "photograph. With another than the champion's, restart workers once the version is promoted.",
     ),
     cache_option,
     by_option,
@@ -96,7 +97,7 @@ def plan_of(
     review_recall: float | None,
     uploads_per_day: int | None,
     explained: int,
-    preprocessing: Literal["champion", "default"],
+    preprocessing: Literal["champion", "default", "whole"],
     cache: Path | None,
     by: str | None,
 ) -> "Plan":
