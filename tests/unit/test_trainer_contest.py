@@ -70,6 +70,7 @@ def test_a_version_of_an_emptied_data_set_is_refused_and_one_that_is_meant_is_fo
         "test pictures of the champion",
         "training pictures of risked",
     ]
+    assert (decision.failed[1].gained, decision.failed[1].pictures) == (3, 100)  # the held-out one among them
     release.promote(store, version, by="ada", why="the test set is a new one", force=True)
     assert store.history()[-1].forced and store.champion() == version
 
@@ -121,6 +122,94 @@ def test_an_anchor_whose_test_pictures_have_all_been_replaced_is_told(store: Wei
     decision = contest.compare(store, third, second)
     assert decision.passed
     assert any(f"The anchor is {champion}" in note and "no test picture in common" in note for note in decision.notes)
+
+
+def keep_wrong(store: WeightsStore, version: str, rows: list[tuple[Picture, list[float]]], wrong: int) -> None:
+    """Writes outcomes in which the first `wrong` pictures are surely called by another label."""
+    turned = [(picture, p[1:] + p[:1] if at < wrong else p) for at, (picture, p) in enumerate(rows)]
+    keep(store, version, turned)
+
+
+def test_a_challenger_fitted_beside_another_champion_is_compared_with_the_one_that_serves(
+    store: WeightsStore, champion: str
+) -> None:
+    """What it noted down is of the champion of then, which was worse than the one that a person went back to."""
+    version = publish_colours(store, ban_threshold=0.62)
+    then = publish_colours(store, ban_threshold=0.63)
+    rows = made(0, 900)
+    keep_wrong(store, version, rows, 90)
+    path = store.root / "versions" / version / outcomes.FILE
+    own = outcomes.parse(path.read_bytes(), version)
+    p = own.probabilities
+    pictures = tuple(picture for picture, _ in rows)
+    path.write_bytes(Outcomes.of(pictures, p, THRESHOLDS, (then, p, THRESHOLDS)).to_json())
+    assert contest.compare(store, version, then).checks[0].value == 0
+    accuracy = next(check for check in contest.compare(store, version, champion).checks if check.name == "accuracy")
+    assert not accuracy.passed and accuracy.lost > 50
+
+
+def test_beside_a_champion_that_somebody_chose_nothing_is_said_of_an_anchor(store: WeightsStore, champion: str) -> None:
+    """It is compared with that one already."""
+    version = publish_colours(store, ban_threshold=0.62)
+    keep(store, version, made(0, 900), parent=champion)
+    decision = contest.compare(store, version, champion)
+    assert not any("anchor" in check.name for check in decision.checks)
+    assert not any("anchor" in note for note in decision.notes)
+
+
+def test_an_anchor_whose_outcomes_are_damaged_stops_no_promotion_and_is_told(
+    store: WeightsStore, champion: str
+) -> None:
+    second, third = (publish_colours(store, ban_threshold=ban) for ban in (0.62, 0.63))
+    store.promote(second, by="cron", why="passed the gate", gate={"passed": True})
+    keep(store, second, made(0, 900))
+    keep(store, third, made(0, 900), parent=second)
+    (store.root / "versions" / champion / outcomes.FILE).write_bytes(b"[")
+    decision = contest.compare(store, third, second)
+    assert decision.passed
+    assert any(f"The anchor {champion} keeps no outcomes that can be read" in note for note in decision.notes)
+
+
+def test_a_forced_version_that_was_rolled_back_is_no_anchor(store: WeightsStore, champion: str) -> None:
+    """Small steps are added up since what somebody still stands by."""
+    second, forced, fourth = (publish_colours(store, ban_threshold=ban) for ban in (0.62, 0.63, 0.64))
+    store.promote(second, by="cron", why="passed the gate", gate={"passed": True})
+    store.promote(forced, by="ada", why="trying it", forced=True)
+    store.rollback(by="ada", why="it bans cats")
+    store.promote(fourth, by="cron", why="passed the gate", gate={"passed": True})
+    assert contest.anchor_of(store.history(), store.champion()) == champion
+
+
+def test_force_that_was_not_needed_is_no_promotion_against_the_gate(store: WeightsStore, champion: str) -> None:
+    """On record as forced it would be the next anchor, and small steps would start anew."""
+    version = publish_colours(store, ban_threshold=0.62)
+    keep(store, version, made(0, 900), parent=champion)
+    release.promote(store, version, by="ada", why="to be sure", force=True)
+    entry = store.history()[-1]
+    assert (entry.to, entry.forced) == (version, False)
+    assert contest.anchor_of(store.history(), version) == champion
+
+
+def test_a_schedule_puts_back_what_a_person_went_back_to_but_not_what_they_left(
+    store: WeightsStore, champion: str
+) -> None:
+    """And once somebody has promoted a version after the rollback, only the one that was left stays out."""
+    left, third = (publish_colours(store, ban_threshold=ban) for ban in (0.62, 0.63))
+    store.promote(left, by="cron", why="passed the gate", gate={"passed": True})
+    store.rollback(by="ada", why="it bans cats.")
+    assert f"ada rolled back from {left} to {champion} (it bans cats)" in str(release.after_a_rollback(store, third))
+    store.promote(third, by="ada", why="seen by hand", forced=True)
+    assert "ada took it out of service (it bans cats)" in str(release.after_a_rollback(store, left))
+    assert release.after_a_rollback(store, champion) is None
+
+
+def test_a_rollback_that_never_took_effect_keeps_no_schedule_from_promoting(store: WeightsStore, champion: str) -> None:
+    """Its line was written, and the disk was full when the champion was to be."""
+    second, third = (publish_colours(store, ban_threshold=ban) for ban in (0.62, 0.63))
+    store.promote(second, by="ada", why="seen by hand", forced=True)
+    store.rollback(by="ada", why="it bans cats")
+    (store.root / "champion").write_text(f"{second}\n")
+    assert release.after_a_rollback(store, third) is None
 
 
 def files(root: Path) -> dict[str, tuple[bytes, int]]:
