@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer import calibrate
-from trainer.evaluate import decisive, log_loss
+from trainer import calibrate, operating
+from trainer.evaluate import decisive, log_loss, reviewed
 from worker.errors import UsageError
 from worker.model.labels import RISKED
 
@@ -70,13 +70,14 @@ def test_whatever_the_split_a_threshold_keeps_its_promise(pairs: list[tuple[floa
         assert not any(keeps(value) for value in smaller)
 
 
-def test_the_review_threshold_recalls_its_share_of_what_is_risked() -> None:
-    risked = np.concatenate([np.linspace(0.3, 0.9, 40), np.full(40, 0.2)])
-    truth = np.array([True] * 40 + [False] * 40)
+@pytest.mark.parametrize("count", [30, 40])
+def test_the_review_threshold_recalls_its_share_of_what_is_risked(count: int) -> None:
+    risked = np.concatenate([np.linspace(0.3, 0.9, count), np.full(40, 0.2)])
+    truth = np.array([True] * count + [False] * 40)
     threshold = calibrate.review_threshold(risked, truth, None)
     recalled = (risked[truth] >= threshold).mean()
     assert recalled >= 0.95
-    assert (risked[truth] >= threshold + 1e-3).mean() < 0.95 + 1 / 40
+    assert (risked[truth] >= threshold + 1e-3).mean() < 0.95 + 1 / count
 
 
 def test_the_review_threshold_stays_below_the_ban_threshold() -> None:
@@ -95,6 +96,47 @@ def test_overconfident_logits_get_a_temperature_that_lowers_the_log_loss() -> No
     temperature = calibrate.fit_temperature(logits, owner, labels)
     assert temperature > 4
     assert log_loss(decisive(logits, owner, temperature), labels) < log_loss(decisive(logits, owner, 1.0), labels)
+
+
+def noisy() -> tuple[np.ndarray, np.ndarray]:
+    """Logits, eight times too sure, and labels of 900 pictures."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 900)
+    logits = rng.normal(size=(900, 3)).astype(np.float32)
+    logits[np.arange(900), labels] += 1.5
+    return logits * 8, labels
+
+
+@pytest.mark.parametrize(("precision", "recall"), [(0.8, 0.8), (0.9, 0.9), (0.95, 0.95)])
+def test_thresholds_do_what_was_asked_of_them_at_the_temperature_that_goes_with_them(
+    precision: float, recall: float
+) -> None:
+    """On the split itself; and what is expected a day is that of these thresholds."""
+    logits, labels = noisy()
+    made = calibrate.calibrate(logits, np.arange(900), labels, aims=calibrate.Aims(precision, recall))
+    probabilities = decisive(logits, np.arange(900), made.temperature)
+    risked, ban = probabilities[:, RISKED], made.ban_threshold
+    assert made.temperature > 2 and ban is not None
+    assert precision <= (labels[risked >= ban] == RISKED).mean() < precision + 0.02
+    caught = (risked[labels == RISKED] >= made.review_threshold).mean()
+    assert recall <= caught < recall + 0.01 or made.review_threshold == pytest.approx(0.98 * ban, abs=1e-6)
+    held = reviewed(probabilities, ban, made.review_threshold).mean()
+    assert made.operating["reviews_per_day"]["all"] == pytest.approx(1e6 * held, abs=1)
+    assert made.operating["aims"] == {"ban_precision": precision, "review_recall": recall}
+    assert made.operating["claim"] == "seen on the held-out pictures"
+
+
+def test_at_a_prevalence_that_was_given_the_precision_asked_for_has_to_be_shown() -> None:
+    """At one upload in fifty, 16,000 harmless pictures without a mistake show 0.95 and not 0.999."""
+    logits = logits_of([0.05] * 16000 + [0.97] * 8000)
+    labels = np.repeat([0, 1, RISKED], 8000)
+    at = operating.prevalence({"risked": 0.02}, {"approved": 1, "not_suitable": 1, "risked": 1})
+    shown = calibrate.calibrate(logits, np.arange(24000), labels, at=at)
+    assert (shown.ban_threshold, shown.ban_threshold_proven) == (0.5, True)
+    assert shown.operating["claim"] == "shown at the given prevalence"
+    more = calibrate.calibrate(logits, np.arange(24000), labels, aims=calibrate.Aims(0.999), at=at)
+    assert more.ban_threshold is None and not more.ban_threshold_proven
+    assert more.operating["claim"] == "none"
 
 
 def test_a_threshold_set_by_hand_is_recorded_as_unproven() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainer import calibrate, operating
+from trainer import calibrate, intervals, operating
 from trainer.operating import Rates
 from worker.errors import UsageError
 from worker.model.labels import RISKED
@@ -61,16 +61,19 @@ def test_the_bound_of_precision_is_right_at_least_95_times_in_100() -> None:
     at = operating.prevalence({"risked": 0.05}, {"approved": 1, "not_suitable": 1, "risked": 1})
     truth = 0.05 * 0.6 / (0.05 * 0.6 + 0.95 * 0.004)
     drawn = [Rates(rng.binomial(of, [0.002, 0.006, 0.6]), of) for _ in range(2000)]
-    right = np.mean([operating.precision_bounds(found, at, 0.05)[0] <= truth for found in drawn])
-    assert right >= 0.95
+    bounds = np.array([operating.precision_bounds(found, at, 0.05) for found in drawn])
+    assert (bounds[:, 0] <= truth).mean() >= 0.95
+    assert (bounds[:, 1] >= truth).mean() >= 0.95
 
 
 def test_labels_weighted_unlike_their_numbers_get_wider_bounds_than_pooled_ones() -> None:
     found = rates([2, 2, 0], [500, 500, 500])
-    same, other = np.array([0.5, 0.5, 0.0]), np.array([0.9, 0.1, 0.0])
-    narrow, wide = found.bounds(same, 0.05), found.bounds(other, 0.05)
+    same = np.array([0.5, 0.5, 0.0])
+    narrow = found.bounds(same, 0.05)
     assert narrow[0] < found.mean(same) < narrow[1]
-    assert wide[1] - wide[0] > narrow[1] - narrow[0]
+    for other in (np.array([0.9, 0.1, 0.0]), np.array([0.6, 0.4, 0.0])):
+        wide = found.bounds(other, 0.05)
+        assert wide[1] - wide[0] > narrow[1] - narrow[0]
 
 
 def split(per_label: int, found: float, false: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -91,6 +94,24 @@ def test_a_ban_threshold_at_a_prevalence_is_one_whose_precision_is_shown() -> No
     threshold, sentence = calibrate.ban_threshold_at(risked, labels, at_two_percent(8000), 0.95)
     assert threshold == 0.5
     assert "at least 0.98" in sentence and "0 of 16000 other" in sentence
+
+
+def test_a_claim_holds_for_all_the_thresholds_that_were_tried_together() -> None:
+    """5,000 harmless pictures would show the precision at one threshold; of ten, one may show it by luck."""
+    risked, labels = split(2500, 0.9)
+    at = at_two_percent(2500)
+    alone = operating.precision_bounds(Rates.count(risked >= 0.5, labels), at, 0.05)[0]
+    together = operating.precision_bounds(Rates.count(risked >= 0.5, labels), at, 0.005)[0]
+    wanted = (alone + together) / 2
+    assert alone - together > 0.01
+    assert calibrate.ban_threshold_at(risked, labels, at, wanted)[0] is None
+    assert calibrate.ban_threshold_at(risked, labels, at, together)[0] == 0.5
+
+
+def test_pictures_at_the_very_threshold_are_banned_and_count() -> None:
+    risked, labels = split(8000, 0.9)
+    risked[:100] = 0.5
+    assert calibrate.ban_threshold_at(risked, labels, at_two_percent(8000), 0.95)[0] == 0.55
 
 
 def test_few_pictures_without_a_mistake_are_too_little_for_a_claim_and_it_is_said_how_many_would_do() -> None:
@@ -121,14 +142,20 @@ def test_enough_harmless_pictures_are_enough() -> None:
 
 def test_a_days_figures_follow_from_rates_prevalence_and_volume() -> None:
     risked, labels = split(100, 0.5, false=2)
-    figures = operating.describe(risked, labels, (risked < 0.5) & (labels == 1), 0.9, at_two_percent(100), 1_000_000)
+    figures = operating.describe(risked, labels, (risked < 0.5) & (labels == 1), 0.97, at_two_percent(100), 1_000_000)
     assert figures["prevalence_from"] == "given"
     assert figures["bans_per_day"]["not_risked"] == pytest.approx(1e6 * 0.98 * 0.01)
     assert figures["bans_per_day"]["all"] == pytest.approx(1e6 * (0.98 * 0.01 + 0.02 * 0.5))
     assert figures["reviews_per_day"]["all"] == pytest.approx(1e6 * 0.49)
-    low, high = figures["bans_per_day"]["not_risked_interval"]
-    assert low < 9800 < high
-    assert figures["recall_of_bans"]["hits"] == 50
+    bans = figures["bans_per_day"]
+    assert bans["not_risked_interval"] == pytest.approx([980_000 * end for end in intervals.share(2, 200)], abs=0.1)
+    # Of a sum, each part at half the error.
+    wrong, right = intervals.share(2, 200, 0.975), intervals.share(50, 100, 0.975)
+    sums = [980_000 * wrong[end] + 20_000 * right[end] for end in (0, 1)]
+    assert bans["all_interval"] == pytest.approx(sums, abs=0.1)
+    low, high = operating.precision_bounds(Rates.count(risked >= 0.97, labels), at_two_percent(100), 0.025)
+    assert figures["ban_precision"]["interval"] == pytest.approx([low, high], abs=1e-5)
+    assert figures["recall_of_bans"]["hits"] == figures["recall_of_bans_and_reviews"]["hits"] == 50
 
 
 def test_without_a_ban_threshold_no_figure_speaks_of_bans() -> None:
