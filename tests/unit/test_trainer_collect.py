@@ -444,6 +444,26 @@ def test_a_few_that_are_gone_or_one_that_is_there_say_nothing_against_the_store(
     assert scene.collect() == {"gone": missing}
 
 
+def test_what_is_in_doubt_and_was_not_asked_for_excuses_no_store_that_fails(scene: Scene) -> None:
+    scene.decide("a", "approved")
+    scene.collect()
+    scene.decide("a", "risked", picture("risked", size=SIZE))
+    scene.decide("b", "approved", b"")
+    (scene.content / "b").symlink_to("b")
+    with pytest.raises(UnavailableError, match="failed for each picture"):
+        scene.collect()
+
+
+def test_a_picture_that_replaces_another_says_as_much_for_the_store_as_a_new_one(scene: Scene) -> None:
+    scene.decide("a", "approved")
+    scene.collect()
+    other = picture("risked", "PNG", size=SIZE)
+    scene.decide("a", "risked", other, sha256=digest_of(other))
+    for number in range(EMPTY_FROM):
+        scene.decide(f"id{number}", "approved", b"")
+    assert scene.collect() == {"replaced": 1, "waiting": EMPTY_FROM}
+
+
 def test_a_store_that_half_fails_costs_no_label(scene: Scene) -> None:
     """One bucket of it has nothing, and another times out: one kind of fault does not excuse the other."""
     drawn = picture("approved", size=SIZE)
@@ -508,6 +528,70 @@ def test_the_cursor_is_found_whichever_entry_of_a_millisecond_it_is(cursor: str,
     assert scene.collect() == {}
     scene.decisions.clear()
     with pytest.raises(DataError, match=f"does not have the correction {cursor}"):
+        scene.collect()
+
+
+def test_several_decisions_of_one_millisecond_are_each_collected_once(scene: Scene) -> None:
+    """As moderators' tools write them that decide on a page of pictures at a time."""
+    for number in range(3):
+        scene.decide(f"id{number}", "approved")
+        scene.decisions[-1] = scene.decisions[-1].model_copy(update={"correction": f"1000-{number}"})
+        assert scene.collect() == {"added": 1}
+        assert scene.collect() == {}
+
+
+def test_corrections_that_begin_after_the_cursor_are_another_redis_or_were_lost(scene: Scene) -> None:
+    """What lay between is not known, and a set that lacks it must not look complete."""
+    scene.decide("a", "approved")
+    scene.collect()
+    scene.decide("b", "risked")
+    del scene.decisions[0]
+    with pytest.raises(DataError, match="does not have the correction 1000-0"):
+        scene.collect()
+    assert scene.files() == ["train/interim/approved/a.jpg"]
+
+
+def test_what_still_waits_and_names_bytes_is_in_doubt_after_a_decision_that_names_none(scene: Scene) -> None:
+    """The store fails for it in both runs; mended, it gives bytes of which nobody knows who decided on them."""
+    drawn = picture("approved", size=SIZE)
+    (scene.content / "a").symlink_to("a")
+    scene.decide("a", "approved", b"", sha256=digest_of(drawn))
+    scene.decide("b", "approved")
+    assert scene.collect() == {"waiting": 1, "added": 1}
+    scene.decide("a", "risked", b"")
+    scene.decide("c", "approved")
+    assert scene.collect() == {"waiting": 1, "doubtful": 1, "added": 1}
+    (scene.content / "a").unlink()
+    (scene.content / "a").write_bytes(drawn)
+    assert scene.collect() == {}
+    assert [Path(file).name for file in scene.files()] == ["b.jpg", "c.jpg"]
+
+
+def test_of_what_was_decided_since_the_last_that_names_the_bytes_labels_them(scene: Scene) -> None:
+    """What waited takes neither the label of other bytes nor the one before the last; test pictures stay such."""
+    drawn, other = picture("approved", size=SIZE), picture("risked", size=SIZE)
+    in_test = next(f"t{number}" for number in range(100) if part_of(f"t{number}", 0.2) == "test")
+    in_train = [name for name in (f"w{number}" for number in range(100)) if part_of(name, 0.2) == "train"][:3]
+    scene.decide(in_train[0], "approved", b"", sha256=digest_of(drawn))  # not there yet
+    scene.decide(in_test, "risked", drawn, sha256=digest_of(drawn))
+    scene.decide(in_train[1], "not_suitable", drawn, sha256=digest_of(drawn))
+    scene.decide(in_train[2], "approved", other, sha256=digest_of(other))
+    assert scene.collect(0.2) == {"waiting": 1, "added": 3}
+    (scene.content / in_train[0]).write_bytes(drawn)
+    assert scene.collect(0.2) == {"added": 1}
+    assert scene.files() == sorted(
+        [f"test/interim/not_suitable/{in_test}.jpg", f"train/interim/approved/{in_train[2]}.jpg",
+         *(f"train/interim/not_suitable/{name}.jpg" for name in in_train[:2])]
+    )  # fmt: skip
+
+
+def test_a_ledger_that_cannot_be_read_is_no_empty_one(scene: Scene) -> None:
+    """Or all corrections would be gone through again, and what was fitted last be forgotten."""
+    scene.decide("a", "approved")
+    scene.collect()
+    (scene.data / ledger.FILE).unlink()
+    (scene.data / ledger.FILE).mkdir()
+    with pytest.raises(DataError, match=f"{ledger.FILE}' cannot be read"):
         scene.collect()
 
 
