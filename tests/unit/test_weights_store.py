@@ -348,6 +348,33 @@ def test_rollback_after_a_new_promotion_goes_to_what_it_replaced(store: WeightsS
     assert store.rollback(by="a", why="") == first
 
 
+@pytest.mark.parametrize(
+    ("act", "entries"),
+    [
+        (lambda store, other: store.promote(other, by="ada", why="better"), 3),
+        (lambda store, other: store.rollback(by="ada", why="it bans cats"), 3),
+        (lambda store, other: store.note_refit(store.champion(), by="ada", why="other aims"), 3),
+        (lambda store, other: store.set_challenger(other), 2),
+        (lambda store, other: store.in_service(), 2),
+    ],
+    ids=["promote", "rollback", "note_refit", "set_challenger", "in_service"],
+)
+def test_who_changes_what_serves_waits_for_whoever_does_so(
+    act: Callable[[WeightsStore, str], object], entries: int, store: WeightsStore, base: BaseRef
+) -> None:
+    """Else a rollback between another's look and its writing would be undone unseen."""
+    first, second, third = (published(store, base, value) for value in (1.0, 2.0, 3.0))
+    for version in (first, second):
+        store.promote(version, by="ops", why="")
+    at_work = threading.Thread(target=act, args=(store, third), daemon=True)
+    with files.locked(store.root):
+        at_work.start()
+        at_work.join(0.3)
+        assert at_work.is_alive() and len(store.history()) == 2
+    at_work.join(30)
+    assert not at_work.is_alive() and len(store.history()) == entries
+
+
 def test_rollback_with_nothing_in_service_is_said(store: WeightsStore) -> None:
     """There is nothing to go back from."""
     with pytest.raises(UsageError):
