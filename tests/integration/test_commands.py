@@ -93,6 +93,7 @@ def test_durable_waits_for_the_disk(run: Run, tmp_path: Path) -> None:
         (["dead-letter", "drop", "nonsense"], "dead letter"),
         (["dead-letter", "replay", "1-1"], "no dead letter"),
         (["worker", "--gpu", "-1"], "--gpu"),
+        (["submit", "a", "--rescan", "--wait"], "leave out --wait"),
         (["submit", "a", "--wait", "--timeout", "inf"], "--timeout"),
         (["submit", "a", "--wait", "--timeout", "nan"], "--timeout"),
         (["submit", "-Jd02mQx"], "A content ID that begins with - is given after --."),

@@ -184,6 +184,30 @@ def test_decoders_fit_into_the_containers_memory(
     assert settings.load().decoder_count(on_gpu=True) == 30
 
 
+def test_the_workers_of_several_gpus_share_the_containers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 80 GiB each of four has 20, 8 of them for itself; one alone has 72 for its decoders."""
+    monkeypatch.setattr(cores, "usable", lambda: 256)
+    monkeypatch.setattr(cores, "memory_bytes", lambda: 80 * settings.GIB)
+    for machine, decoders in ((4, 16), (1, 96)):
+        monkeypatch.setattr(cores, "gpus", lambda machine=machine: machine)
+        assert settings.load().decoder_count(on_gpu=True) == decoders
+
+
+def test_a_claim_outlives_one_fetch_and_two_attempts_at_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default 10 s and 8 s: a deadline of 26 would leave the slowest picture to another in its last moment."""
+    monkeypatch.setenv("MODERATION_CLAIM_DEADLINE_S", "26")
+    with pytest.raises(UsageError, match="CLAIM_DEADLINE_S"):
+        settings.load()
+    monkeypatch.setenv("MODERATION_CLAIM_DEADLINE_S", "26.5")
+    assert settings.load().claim_deadline_s == 26.5
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1/1", "rediss://127.0.0.1", "unix:///run/redis.sock?db=1"])
+def test_a_redis_is_named_by_each_kind_of_url(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("MODERATION_REDIS_URL", url)
+    assert settings.load().redis_url == url
+
+
 def test_gpus_are_counted_by_their_device_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not by what a process is pinned to; none counts as one."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")

@@ -64,6 +64,8 @@ def test_a_service_that_works_is_said_to_be_well_on_one_screen() -> None:
     for what in ("4,321", "gpu1@ant", "0.1.0", "vgg11-3f9c0a71b2d4", "cuda-bf16", "NVIDIA L4", "3 h 0 min"):
         assert what in text
     assert "promoted 2 d 5 h ago by ann: the nightly run" in text
+    forced = PROMOTION.model_copy(update={"forced": True})
+    assert "ago by ann, against the gate: the nightly run" in shown(figures(workers=(worker(),)), forced, 150)
     assert "dead letters: 0" in text and "circuit breaker: closed" in text and len(text.splitlines()) < 24
 
 
