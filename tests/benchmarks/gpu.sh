@@ -10,15 +10,17 @@ python=${PYTHON:-python3}
 out=${OUT:-build/gpu}
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 mkdir -p "$out" || exit
+: >"$out/start.log"
 
 if compgen -G '.whl/*.whl' >/dev/null; then
   site=$(mktemp -d) || exit
   trap 'rm -rf "$site"' EXIT
-  "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$site" .whl/*.whl || exit
+  "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$site" .whl/*.whl 2>&1 |
+    tee -a "$out/start.log" || exit
   PYTHONPATH=$PYTHONPATH:$site
 fi
 
-"$python" - <<'PYTHON' || exit
+"$python" - <<'PYTHON' 2>&1 | tee -a "$out/start.log" || exit
 import sys
 import torch
 if not torch.cuda.is_available():

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.benchmarks.test_trainer import photograph
 from tests.support.debian_redis import DebianRedis
+from tests.support.pictures import photograph
 from tests.support.place import Place
 from tests.support.store import publish_colours
 from tests.support.waiting import wait_until

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from tests.benchmarks import plain_loop
 from tests.benchmarks.conftest import Record
 from tests.benchmarks.plain_loop import Timed
+from tests.support.pictures import photograph
 from trainer import fit, prepare, recipes
 from trainer.bases import random_base
 from trainer.cache import FeatureCache
@@ -40,16 +40,6 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 EPOCHS = recipes.ARTICLE_EPOCHS
 SMALL_TRAIN, SMALL_VALIDATION = 72, 24
 LARGE_TRAIN, LARGE_TEST, NEW_SHARE = 600, 150, 0.1
-
-
-def photograph(rng: np.random.Generator, label: int) -> bytes:
-    """A JPEG of 1,280 x 960: soft shapes, grain, and a tint that tells the label a little."""
-    coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize((1280, 960), Image.Resampling.BICUBIC)
-    pixels = np.asarray(coarse, np.int16) + rng.integers(-12, 13, (960, 1280, 1), np.int16)
-    pixels[..., label] += 25
-    buffer = io.BytesIO()
-    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=88)
-    return buffer.getvalue()
 
 
 def photographs(folder: Path, count: int, seed: int) -> list[Picture]:
