@@ -246,6 +246,21 @@ def test_a_worker_pinned_to_a_slice_shares_the_cores_with_the_others(
     assert settings.load().decoder_count(on_gpu=device != "cpu") == decoders
 
 
+def test_a_gpu_that_is_named_again_gets_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a name and a port of its own, and its part of the cores: where one process's Python is slower than them."""
+    monkeypatch.setattr(cores, "usable", lambda: 96)
+    monkeypatch.setattr(cores, "memory_bytes", lambda: math.inf)
+    for name, value in {
+        "CUDA_VISIBLE_DEVICES": "0,0,1,1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "MODERATION_DEVICE": "cuda",
+        "MODERATION_DECODERS": "0", "MODERATION_METRICS_PORT": "9101", cli.PINNED: "",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    cli._pin(3, settings.load())
+    pinned = settings.load()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    assert (pinned.metrics_port, pinned.decoder_count(on_gpu=True)) == (9104, 23)
+
+
 def test_the_readmes_table_is_the_generated_one() -> None:
     """README.md says of every setting what the code says; `python -m worker.settings` prints the table."""
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
