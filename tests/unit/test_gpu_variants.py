@@ -18,6 +18,10 @@ def test_every_variant_gives_what_float32_gives() -> None:
         cwd=REPOSITORY, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert said.returncode == 0, said.stdout + said.stderr
-    lines = [json.loads(line) for line in said.stdout.splitlines()]
+    lines, begun = (
+        [json.loads(line) for line in words.splitlines() if line.startswith("{")]
+        for words in (said.stdout, said.stderr)
+    )
     assert [line["variant"] for line in lines] == ["usual order", "pool first (served)", "8 channels", "Triton"]
     assert all(line["astray"] < 1e-5 for line in lines)
+    assert [(line["variant"], line["first_ms"]) for line in lines] == [(e["variant"], e["first_ms"]) for e in begun]
