@@ -1,9 +1,12 @@
 """Which device networks run on, and what it can."""
 
+import ctypes
+import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,3 +90,19 @@ def test_lack_of_memory_is_found_behind_what_it_led_to() -> None:
     assert devices.lacks_memory(error, torch.device("cuda"))
     error.__context__ = None
     assert not devices.lacks_memory(error, torch.device("cuda"))
+
+
+def test_lack_of_memory_is_known_by_the_names_that_cudnn_has_for_it() -> None:
+    """Which the library itself says, without a GPU: its ninth release renamed them."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = spec.submodule_search_locations if spec is not None else None
+    found = [file for folder in folders or () for file in Path(folder).glob("*/lib/libcudnn_graph.so.*")]
+    if not found:
+        pytest.skip("cuDNN is not installed: this torch is built without CUDA")
+    name_of = ctypes.CDLL(str(found[0])).cudnnGetErrorString
+    name_of.restype = ctypes.c_char_p
+    names = {name_of(status).decode() for status in range(10_000)}
+    lacking = {name for name in names if "ALLOC" in name}
+    assert lacking, names
+    for name in lacking | (names & {"CUDNN_STATUS_NOT_INITIALIZED"}):
+        assert devices.lacks_memory(RuntimeError(f"cuDNN error: {name}"), torch.device("cuda")), name

@@ -9,9 +9,13 @@ from worker.errors import UsageError
 NO_ROOM: Final = (
     "unable to find an engine to execute this computation",  # cuDNN, where no plan's workspace fits
     "CUDA error: out of memory",  # the driver, for what torch's allocator is not asked for
+    "CUDA driver error: out of memory",  # the same, asked past the runtime, as for expandable segments
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_NOT_INITIALIZED",  # its handle takes memory, and it says no more than that there is none
-    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_NOT_INITIALIZED",  # and so does cuDNN's
+    "CUDNN_STATUS_ALLOC_FAILED",  # cuDNN 8
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",  # cuDNN 9, and the next
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
 )
 """What CUDA's libraries say in a RuntimeError where memory lacks. Not all of it is certain: whatever else is wrong is
 still wrong in a smaller batch."""
