@@ -360,7 +360,8 @@ def test_a_champion_swap_delays_no_verdict_beyond_a_batch(vgg_place: Place, form
     """
     version = vgg_version(vgg_place, 1)
     worker = form.start(vgg_place, warm=5, max_batch="4")
-    ids = form.pictures(vgg_place, PHOTOGRAPHS, seed=6)
+    # A worker looks for another champion once a second: there must be work for some on a GPU, too.
+    ids = form.pictures(vgg_place, PHOTOGRAPHS if form.device == "cpu" else 3 * PHOTOGRAPHS, seed=6)
     vgg_place.client.submit(ids)
     vgg_place.client.wait(ids[:8], 60)
     named = vgg_place.weights / "champion.new"
