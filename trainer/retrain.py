@@ -124,11 +124,9 @@ def _release(job: Job, done: Fitted, store: WeightsStore, reporter: Reporter, re
         try:
             _put_into_service(job, store, done.version, reporter)
         except OvertakenError:  # by a person, most likely; nothing is done, so the next run compares again
-            record.outcome = "refused"
             raise
         except RefusedError as error:
             _save(job.data, done.model_copy(update={"refused": str(error)}))
-            record.outcome = "refused"
             raise
         record.outcome = "promoted"
         _save(job.data, done)
