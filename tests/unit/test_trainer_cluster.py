@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer import cluster, dataset, intervals
+from trainer import cluster, dataset, intervals, labelling
 from trainer.cli import run
+from trainer.cluster import NOISE
 from worker.model.labels import LABELS
 
 COLOURS = {"approved": (40, 180, 60), "not_suitable": (60, 70, 190), "risked": (190, 50, 40)}
@@ -217,6 +218,33 @@ def test_files_saved_by_a_spreadsheet_or_an_editor_with_a_byte_order_mark_are_re
         (folder / name).write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
     assert run(["cluster", "--apply", str(folder / "names.toml"), "--out", str(tmp_path / "out")]) == 0
     assert list((tmp_path / "out").rglob("*.png"))
+
+
+def test_what_becomes_of_a_picture_by_its_cluster_its_doubt_and_a_person() -> None:
+    """Doubtful ones, noise and mixed clusters are somebody's to label, whose word goes before any name; and the purity
+    is that of names alone, or a person's own labels would be counted as right."""
+    made = {"sure": (0, 0.2), "limit": (0, 0.9), "far": (0, 0.91), "mixed": (1, 0.1), "noise": (NOISE, 0.0),
+            "named": (0, 0.1), "found": (0, 0.95)}  # fmt: skip
+    pictures = tuple(labelling.Clustered(path, "0" * 64, *where) for path, where in made.items())
+    clustering = labelling.Clustering(Path("in"), pictures, 0.9, {})
+    by_hand = {"named": "approved", "found": "not_suitable"}
+    sample = by_hand | {"sure": "risked", "limit": ""}
+    decided = labelling.decide(clustering, labelling.Filled({"c00": "risked"}, by_hand, sample))
+    assert {one.picture.path: (one.label, one.reason) for one in decided} == {
+        "sure": ("risked", None),
+        "limit": ("risked", None),
+        "far": (None, "far_from_centre"),
+        "mixed": (None, "unnamed_cluster"),
+        "noise": (None, "noise"),
+        "named": ("approved", None),
+        "found": ("not_suitable", None),
+    }
+    rows = [row.split(",") for row in labelling.check_file(decided).decode().splitlines()[1:]]
+    assert [(row[0], row[4]) for row in rows] == [
+        ("far", ""), ("mixed", ""), ("noise", ""), ("named", "approved"), ("found", "not_suitable"),
+    ]  # fmt: skip
+    purity = labelling.purity(decided, 0.9, sample)
+    assert purity is not None and (purity["right"], purity["of"]) == (1, 2)
 
 
 def test_purity_is_counted_on_the_sampled_pictures_that_a_name_labels(
