@@ -46,7 +46,10 @@ def test_submit_and_wait_prints_verdicts(busy_place: Place) -> None:
     single = moderation(busy_place.broker, "verdict", ids[0])
     assert json.loads(single.stdout) == documents[0]
     listed = moderation(busy_place.broker, "verdicts")
-    assert {json.loads(line.partition(" ")[2])["content_id"] for line in listed.stdout.splitlines()} >= set(ids)
+    lines = listed.stdout.splitlines()
+    assert {json.loads(line.partition(" ")[2])["content_id"] for line in lines} >= set(ids)
+    later = moderation(busy_place.broker, "verdicts", "--after", lines[-2].partition(" ")[0])
+    assert later.stdout.splitlines() == lines[-1:]
 
 
 def test_what_came_in_time_is_printed(busy_place: Place) -> None:
@@ -229,9 +232,9 @@ def test_an_outage_of_redis_is_a_sentence_to_a_scrape_and_a_line_in_the_exporter
     port = free_port()
     command = [sys.executable, "-m", "worker.cli", "exporter", "--port", str(port)]
 
-    def scrape() -> tuple[int, str]:
+    def scrape(page: str = "metrics") -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=10) as reply:
                 return reply.status, reply.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -241,10 +244,10 @@ def test_an_outage_of_redis_is_a_sentence_to_a_scrape_and_a_line_in_the_exporter
         exporter = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=log)
     try:
         wait_until(lambda: listens_at(port), "the exporter to listen", 90)
-        assert scrape()[0] == 200
+        assert scrape()[0] == scrape("readyz")[0] == 200
         broker.kill()
-        for _ in range(3):
-            status, said = scrape()
+        for page in ("metrics", "readyz", "metrics", "metrics"):
+            status, said = scrape(page)
             assert (status, said.startswith("Redis does not answer")) == (503, True)
         broker.start()
         wait_until(lambda: scrape()[0] == 200, "Redis to answer again")

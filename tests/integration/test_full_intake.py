@@ -42,7 +42,8 @@ def test_zero_is_no_limit(broker: Broker) -> None:
     assert Moderation(broker.url, intake_max=0).submit(ids(3000)) == 3000
 
 
-def test_who_has_patience_waits_for_room(broker: Broker, narrow: Moderation) -> None:
+@pytest.mark.parametrize("durable", [False, True])
+def test_who_has_patience_waits_for_room(broker: Broker, narrow: Moderation, durable: bool) -> None:
     """More than the intake holds goes in as others take out; with nobody there, patience ends and says what went in."""
     raw = broker.client()
     taken: list[bytes] = []
@@ -55,11 +56,11 @@ def test_who_has_patience_waits_for_room(broker: Broker, narrow: Moderation) -> 
 
     taker = threading.Thread(target=take)
     taker.start()
-    assert narrow.submit(ids(5000), patience_s=60) == 5000
+    assert narrow.submit(ids(5000), patience_s=60, durable=durable) == 5000
     taker.join(60)
     assert [content_id.decode() for content_id in taken] == ids(5000)
     with pytest.raises(IntakeFullError) as refused:
-        narrow.submit(ids(1500), patience_s=0.1)
+        narrow.submit(ids(1500), patience_s=0.1, durable=durable)
     assert refused.value.enqueued == raw.xlen(bus.UPLOADS) == 1000
 
 
@@ -126,3 +127,7 @@ def test_the_command_says_it(broker: Broker) -> None:
     assert len(done.stderr.strip().splitlines()) == 1 and "intake is full" in done.stderr
     assert "they never fit in at once, so give time for room (patience_s, --patience)" in done.stderr
     assert broker.client().xlen(bus.UPLOADS) == 0
+    patient = [*command[:4], "--patience", "0.1", *command[4:]]
+    done = subprocess.run(patient, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "250 of these 257 were enqueued" in done.stderr
+    assert broker.client().xlen(bus.UPLOADS) == 250
