@@ -180,17 +180,17 @@ def test_a_key_of_another_type_is_an_error_in_one_sentence(redis_client: redis.R
 
 def test_the_command_lists_replays_and_drops(redis_client: redis.Redis, command: Command) -> None:
     """One line a letter: id, content ID, reason, when, detail; each action says what it did."""
-    for name in ("one", "two", "three"):
+    for name in ("one", "two", "three", "four"):
         deadletter.bury(redis_client, name, "killed_its_worker", "3 processes died", rescan=False)
     listed = command("dead-letter", "list")
     rows = [line.split("\t") for line in listed.stdout.splitlines()]
-    assert [row[1:3] for row in rows] == [[name, "killed_its_worker"] for name in ("one", "two", "three")]
+    assert [row[1:3] for row in rows] == [[name, "killed_its_worker"] for name in ("one", "two", "three", "four")]
     assert all(row[3].endswith("+00:00") and row[4] == "3 processes died" for row in rows)
 
     replayed = command("dead-letter", "replay", rows[0][0], rows[2][0])
     assert (replayed.returncode, replayed.stdout) == (0, "one is back in the intake\nthree is back in the intake\n")
-    dropped = command("dead-letter", "drop", rows[1][0])
-    assert (dropped.returncode, dropped.stdout) == (0, "two is dropped\n")
+    dropped = command("dead-letter", "drop", rows[1][0], rows[3][0])
+    assert (dropped.returncode, dropped.stdout) == (0, "two is dropped\nfour is dropped\n")
     assert command("dead-letter", "list").stdout == ""
     assert [fields[b"content_id"] for fields in waiting(redis_client, bus.UPLOADS)] == [b"one", b"three"]
 
