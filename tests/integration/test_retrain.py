@@ -127,6 +127,16 @@ def test_the_first_run_makes_a_champion_and_its_metrics_say_how(first_night: Pat
     assert (len(parts), sum(parts)) == (6, 72)
 
 
+def test_other_bytes_than_a_person_decided_on_are_no_training_picture(site: Site, moderators: Moderators) -> None:
+    """They came under the ID since: what was said of the first is not said of them."""
+    moderators.decide(TO_TRAIN, "risked")
+    moderators.draw(TO_TRAIN, "approved")
+    assert site.run() == "nothing_new"
+    values = metrics(site.metrics.read_text())
+    assert (values["moderation_retrain_pictures[mismatched]"], values["moderation_retrain_pictures[added]"]) == (1, 0)
+    assert not [*site.data.rglob(f"{TO_TRAIN}.*")]
+
+
 def test_nothing_new_fits_nothing_and_the_command_says_so(
     site: Site, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
