@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from worker.decoder_program import LONGEST_DETAIL, READY, SIZE, Decode
+from worker.decoder_program import LONGEST_DETAIL, READY, SIZE, UNABLE, UNCONFINED, Decode
 from worker.errors import UNDECIDED_REASONS, ContentError
 from worker.model.preprocessing import Preprocessing
 from worker.model.reading import FORMATS, Decoded, DecodeLimits
@@ -30,6 +30,11 @@ EXIT_TIMEOUT_S = 2.0
 ENVIRONMENT = ("PATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
 _LONGEST_HEADER = 65536
 _FORMATS = (*FORMATS, "HEIF")
+
+_REFUSALS = {
+    UNABLE: "confined, it cannot even read pictures of its own",
+    UNCONFINED: "it could not give up all that this system offers to forbid it",
+}
 
 _PROGRAM = "from worker.decoder_program import main; main()"
 
@@ -90,7 +95,7 @@ class DecoderProcess:
         said = bytearray(len(READY))
         _fill(self._link, memoryview(said), _Deadline(START_TIMEOUT_S))
         if said != READY:
-            raise OSError("confined, it cannot even read pictures of its own: see *Picture bytes* in SECURITY.md")
+            raise OSError(f"{_REFUSALS.get(bytes(said), 'it says nothing known')}: see *Picture bytes* in SECURITY.md")
 
     def alive(self) -> bool:
         """Whether it still runs."""

@@ -43,6 +43,7 @@ PR_SET_NO_NEW_PRIVS = 38
 
 READY: Final = b"\x01"
 UNABLE: Final = b"\x00"
+UNCONFINED: Final = b"\x02"
 SIZE: Final = struct.Struct("!Q")
 LONGEST_DETAIL: Final = 500
 
@@ -81,12 +82,12 @@ def main() -> None:
     reading.load_readers()
     AvifImagePlugin.DEFAULT_MAX_THREADS = min(AVIF_THREADS, cores.usable())
     own = _pictures()
-    _confine(job["memory_bytes"])
+    confined = _confined(job["memory_bytes"])
     if os.getppid() != job["parent"]:
         return  # it died before the line above could bind us to it
     stream = link.makefile("rb")
     try:
-        link.sendall(READY if _reads(own) else UNABLE)
+        link.sendall(UNCONFINED if not confined else READY if _reads(own) else UNABLE)
         while len(prefix := stream.read(SIZE.size)) == SIZE.size:
             header, pixels = _answer(decode, stream.read(*SIZE.unpack(prefix)), parameters, limits)
             text = json.dumps(header).encode()
@@ -113,6 +114,15 @@ def _reads(pictures: list[bytes]) -> bool:
         return all(len(reading.decode(picture, _OWN, DecodeLimits()).frames) == 1 for picture in pictures)
     except ContentError:
         return False
+
+
+def _confined(memory_bytes: int) -> bool:
+    """Whether it has given up all that this system lets it, as the worker's log says."""
+    try:
+        _confine(memory_bytes)
+    except OSError:
+        return False
+    return True
 
 
 def _confine(memory_bytes: int) -> None:

@@ -95,10 +95,12 @@ def give_up_the_rest() -> None:
     """This thread and those that it starts call the kernel for what reading a picture takes, where that is `available`.
 
     They start threads but no process, and send signals to this process only. `PR_SET_NO_NEW_PRIVS` must be set.
+    OSError where it is available and the kernel takes no such filter, as where too many steps stand before it.
     """
     if available():
         steps = _steps(*_ARCHITECTURES[platform.machine()])
-        _install(_Program(len(steps), b"".join(struct.pack("=HBBI", *step) for step in steps)))
+        if error := _install(_Program(len(steps), b"".join(struct.pack("=HBBI", *step) for step in steps))):
+            raise OSError(error, "system calls are not filtered")
 
 
 def _install(program: _Program | None) -> int:

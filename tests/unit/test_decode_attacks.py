@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support import crowded_decoder, lying_decoder, needy_decoder, unfiltered_decoder
+from tests.support import crowded_decoder, exhausted_decoder, lying_decoder, needy_decoder, unfiltered_decoder
 from tests.support.processes import decoders_of
 from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY
@@ -363,6 +363,26 @@ def test_a_decoder_that_can_read_nothing_takes_no_picture(make_pool: MakePool) -
     waiting = pool.submit(b"harmless")
     wait_until(lambda: speaks(pool), f"{START_FAILURES} starts failed")
     assert not waiting.done()
+
+
+@pytest.mark.parametrize(
+    "decode",
+    [
+        pytest.param(exhausted_decoder.filters, marks=needs_filter),
+        pytest.param(
+            exhausted_decoder.layers, marks=pytest.mark.skipif(not LANDLOCK, reason="here there is no Landlock")
+        ),
+    ],
+)
+def test_a_decoder_that_is_not_confined_takes_no_picture(
+    make_pool: MakePool, decode: Decode, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the system offers counts as done in the worker's log: a decoder that does not get it is none."""
+    pool = make_pool(processes=1, decode=decode)
+    waiting = pool.submit(b"harmless")
+    wait_until(lambda: waiting.done() or speaks(pool), f"an answer, or {START_FAILURES} starts that failed")
+    assert not waiting.done()
+    assert "it could not give up all" in caplog.text and "SECURITY.md" in caplog.text
 
 
 def test_a_decoder_starts_however_many_cores_there_are(make_pool: MakePool) -> None:
