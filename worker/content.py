@@ -28,6 +28,7 @@ TRANSLATIONS: tuple[tuple[type[BaseException], UndecidedReason, str], ...] = (
 
 
 SMALLEST_READ_BYTES = 65536
+S3 = ("s3", "s3a")
 
 
 class ContentStore:
@@ -57,6 +58,8 @@ class ContentStore:
                 f"MODERATION_CONTENT_URL, or its options, cannot be used ({type(error).__name__}): look at both, with "
                 "%XX for every special character of a password."
             ) from None
+        if scheme in S3:
+            self._fs.retries = 1  # its own attempts, five times five for a read, each as long as the time limit
         # Over HTTP the size may be unknown or untrue: stream, do not ask for ranges. A size that seems known spares
         # the look before each picture, which takes a request and makes every fault of the server a FileNotFoundError.
         self._open_options: dict[str, Any] = {"block_size": 0, "size": 1} if scheme in ("http", "https") else {}
@@ -107,7 +110,7 @@ def _with_timeouts(scheme: str, timeout_s: float, options: dict[str, Any]) -> di
         import aiohttp
 
         name, limits = "client_kwargs", {"timeout": aiohttp.ClientTimeout(total=timeout_s)}
-    elif scheme in ("s3", "s3a"):
+    elif scheme in S3:
         # One attempt: botocore's five, and its pauses, would hold a fetch thread while the intake tries again anyway.
         once = {"total_max_attempts": 1}
         name, limits = "config_kwargs", {"connect_timeout": timeout_s, "read_timeout": timeout_s, "retries": once}

@@ -8,6 +8,8 @@ import inspect
 import socket
 import ssl
 import threading
+import time
+import tracemalloc
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -70,6 +72,8 @@ class Handler(BaseHTTPRequestHandler):
         name = self.path.split("/")[-1].partition("?")[0]
         if name.isdigit():
             self.send_error(int(name))
+        elif name == "signed" and self.headers["Authorization"] != "sesame":
+            self.send_error(401)
         else:
             self.serve(name)
 
@@ -91,6 +95,9 @@ class Handler(BaseHTTPRequestHandler):
         if name == "bomb":
             self.wfile.write(BOMB)
             return
+        while name == "drip":
+            self.wfile.write(b"x")
+            self.server.release.wait(0.05)
         while True:
             for start in range(0, len(PICTURE), 10_000):
                 self.wfile.write(PICTURE[start : start + 10_000])
@@ -147,23 +154,59 @@ def test_only_404_means_that_there_is_no_such_picture(server: Server, status: in
     assert reason(server.store(), str(status)) == expected
 
 
-def test_a_server_that_is_away_is_no_missing_picture() -> None:
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_server_that_is_away_is_no_missing_picture(scheme: str) -> None:
     """Connections refused, and a name that nobody knows."""
     for host in (f"127.0.0.1:{free_port()}", "no-such-host.invalid"):
-        store = ContentStore(f"http://{host}/{{content_id}}", max_bytes=100, timeout_s=20)
+        store = ContentStore(f"{scheme}://{host}/{{content_id}}", max_bytes=100, timeout_s=20)
         assert reason(store, "any") == "fetch_failed"
 
 
-def test_a_server_that_accepts_and_says_nothing_times_out() -> None:
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_server_that_accepts_and_says_nothing_times_out(scheme: str) -> None:
     """`fetch_failed` after the time limit."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        store = ContentStore(f"http://127.0.0.1:{silent.getsockname()[1]}/{{content_id}}", max_bytes=9, timeout_s=0.3)
+        url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/{{content_id}}"
+        store = ContentStore(url, max_bytes=9, timeout_s=0.3)
+        began = time.monotonic()
         assert reason(store, "any") == "fetch_failed"
+        assert time.monotonic() - began < 30
+
+
+def test_an_s3_that_accepts_and_says_nothing_is_asked_once() -> None:
+    """And no longer than the time limit: the intake tries again, and until then others are fetched. With more attempts
+    a fetch takes longer than it may before it counts as hung, and a worker whose every fetch hangs is not healthy."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        options = {"key": "any", "secret": "any", "endpoint_url": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        store = ContentStore("s3://bucket/{content_id}", max_bytes=9, timeout_s=0.3, options=options)
+        began = time.monotonic()
+        assert reason(store, "any") == "fetch_failed"
+        assert time.monotonic() - began < 30
+        silent.setblocking(False)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            silent.accept()
 
 
 def test_a_picture_that_stops_half_way_times_out(server: Server) -> None:
     """The limit is on the whole attempt: a server that begins and then dawdles is not waited for."""
     assert reason(server.store(timeout_s=0.5), "late") == "fetch_failed"
+
+
+def test_a_picture_that_comes_byte_by_byte_times_out(server: Server) -> None:
+    """Or it would hold its thread for as long as the server likes, and so would the next."""
+    assert reason(server.store(timeout_s=0.5, max_bytes=1000), "drip") == "fetch_failed"
+
+
+def test_a_local_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
+    """It may be larger than the memory there is."""
+    with open(tmp_path / "huge", "wb") as huge:
+        huge.truncate(64 * MEGABYTE)
+    store = ContentStore(f"file://{tmp_path}/{{content_id}}", max_bytes=1000, timeout_s=1)
+    tracemalloc.start()
+    assert reason(store, "huge") == "too_large"
+    assert tracemalloc.get_traced_memory()[1] < MEGABYTE
+    tracemalloc.stop()
 
 
 def test_a_length_that_promises_more_than_comes_is_a_failure(server: Server) -> None:
@@ -202,6 +245,16 @@ def test_options_do_not_push_out_the_time_limit(server: Server) -> None:
     options = {"client_kwargs": {"headers": {"Authorization": "x"}}}
     assert server.store(options=options).fetch("whole") == PICTURE
     assert reason(server.store(timeout_s=0.5, options=options), "late") == "fetch_failed"
+    patient = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=60)}}
+    threading.Timer(1.0, server.release.set).start()
+    assert len(server.store(timeout_s=0.5, options=patient).fetch("late")) == len(PICTURE)
+
+
+def test_other_options_reach_the_file_system(server: Server) -> None:
+    """Such as a store's user and password."""
+    signed = server.store(options={"headers": {"Authorization": "sesame"}})
+    assert signed.fetch("signed") == PICTURE
+    assert reason(server.store(), "signed") == "fetch_failed"
 
 
 class Faulty(MemoryFileSystem):
