@@ -1,11 +1,14 @@
 """Fetching side by side: how much of what was fetched may lie in memory."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.waiting import wait_until
+from tests.support.worker import REPOSITORY
 from worker.errors import ContentError
 from worker.fetch import FetchPool
 
@@ -83,7 +86,7 @@ def test_what_waits_at_a_close_is_not_fetched(fetching: Fetching) -> None:
     alive = [thread for thread in threading.enumerate() if thread.name.startswith("fetch-")]
     for thread in alive:
         thread.join(30)
-    assert len(fetching.came) == 2
+    assert len(fetching.came) == 2 and not any(thread.is_alive() for thread in alive)
 
 
 class Hanging:
@@ -92,6 +95,7 @@ class Hanging:
     def __init__(self) -> None:
         self.may_end = threading.Event()
         self.came: list[tuple[str, bytes | ContentError]] = []
+        self.took_s: list[float] = []
         self.pool = FetchPool(self._fetch, 2, most_held_bytes=MOST)
 
     def _fetch(self, content_id: str) -> bytes:
@@ -103,7 +107,11 @@ class Hanging:
 
     def submit(self, content_id: str) -> None:
         """One more."""
-        self.pool.submit(content_id, lambda result, seconds: self.came.append((content_id, result)))
+        self.pool.submit(content_id, lambda result, seconds: self._told(content_id, result, seconds))
+
+    def _told(self, content_id: str, result: bytes | ContentError, seconds: float) -> None:
+        self.took_s.append(seconds)
+        self.came.append((content_id, result))
 
     def reasons(self) -> list[tuple[str, str | None]]:
         """What came of each, None where it was bytes."""
@@ -139,6 +147,17 @@ def test_what_hangs_is_given_up_once_and_leaves_nothing_behind(hanging: Hanging)
     hanging.submit("small")
     wait_until(lambda: len(hanging.came) == 3, "the next, for which there is room")
     assert hanging.reasons() == [("hangs", "fetch_failed"), ("hangs2", "fetch_failed"), ("small", None)]
+    assert min(hanging.took_s) > 0
+
+
+def test_what_came_is_not_given_up_too(hanging: Hanging) -> None:
+    """Its end would be told twice, and one that ended would count as standing still for ever."""
+    for content_id in ("fault", "small"):
+        hanging.submit(content_id)
+        wait_until(lambda name=content_id: name in [came for came, _ in hanging.came], content_id)
+    hanging.pool.give_up(0)
+    assert hanging.pool.running_for(0) == 0
+    assert hanging.reasons() == [("fault", "fetch_failed"), ("small", None)]
 
 
 def test_a_fault_of_any_kind_is_a_failed_fetch(hanging: Hanging) -> None:
@@ -157,4 +176,16 @@ def test_a_picture_whose_fetch_hangs_takes_one_thread_only(hanging: Hanging) -> 
     for content_id in ("hangs", "hangs", "other"):
         hanging.submit(content_id)
     wait_until(lambda: len(hanging.came) == 4, "the others")
+    hanging.pool.give_up(0)
+    assert hanging.pool.running_for(0) == 0
     assert hanging.reasons() == [("hangs", "fetch_failed")] * 3 + [("other", None)]
+
+
+def test_a_fetch_that_hangs_keeps_no_process_from_ending() -> None:
+    """Nothing can end it, and Python waits at its end for every thread that is no daemon."""
+    program = (
+        "import sys, threading; from worker.fetch import FetchPool; began = threading.Event();"
+        "pool = FetchPool(lambda content_id: (began.set(), threading.Event().wait()), 2);"
+        "pool.submit('any', print); began.wait(); pool.close()"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, timeout=60, check=False).returncode == 0
