@@ -143,7 +143,15 @@ def test_there_is_always_a_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("limit", "cores"),
-    [("150000 100000\n", 2), ("100 100000\n", 1), ("max 100000\n", None), ("", None), ("1 0", None), (None, None)],
+    [
+        ("150000 100000\n", 2),
+        ("100 100000\n", 1),
+        ("max 100000\n", None),
+        ("", None),
+        ("1 0", None),
+        ("100000000 100000\n", 1000),
+        (None, None),
+    ],
 )
 def test_cores_are_those_that_the_container_is_given(tmp_path: Path, limit: str | None, cores: int | None) -> None:
     """A share of a core counts as one; without a limit, or with one that is no number, the process's own count."""
@@ -152,6 +160,16 @@ def test_cores_are_those_that_the_container_is_given(tmp_path: Path, limit: str 
         file.write_text(limit)
     own = len(os.sched_getaffinity(0))
     assert usable(file) == min(own, cores or own)
+
+
+def test_cores_are_those_that_the_process_is_pinned_to(tmp_path: Path) -> None:
+    """Not all that the machine has."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert usable(tmp_path / "no limit") == 1
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def test_beside_a_gpu_the_cores_decode(monkeypatch: pytest.MonkeyPatch) -> None:
