@@ -11,6 +11,7 @@ tell                                 answers with what it knew at its start of i
 say <something>                      writes to stderr
 stop                                 stops before its end, as one whose worker is its debugger
 reach <folder> <port>                answers with whatever it got at by then, of all that it should not, see `said`
+foreign                              answers with what the kernel says to a call by the number of 32-bit programs
 film                                 answers with as many frames as there may be
 anything else                        becomes frames that tell it apart, see `answer`
 """
@@ -20,6 +21,7 @@ import ctypes
 import fcntl
 import hashlib
 import json
+import mmap
 import os
 import pickle
 import resource
@@ -87,9 +89,18 @@ def decode(data: bytes, preprocessing: Preprocessing, limits: DecodeLimits) -> D
     if word == b"reach":
         folder, port = rest.decode().split()
         return _saying(" ".join(_reach(Path(folder), int(port))), preprocessing)
+    if word == b"foreign":
+        return _saying(str(called_as_32_bit()), preprocessing)
     if word == b"sleep":
         time.sleep(float(rest.split()[0]))
     return answer(data, preprocessing)
+
+
+def called_as_32_bit() -> int:
+    """What getpid answers by its 32-bit number, on x86-64; a segmentation fault where the kernel has no such calls."""
+    code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    code.write(b"\x53\xb8\x14\0\0\0\xcd\x80\x5b\xc3")  # push rbx; mov eax, 20; int 0x80; pop rbx; ret
+    return int(ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))())
 
 
 def said(decoded: Decoded) -> str:

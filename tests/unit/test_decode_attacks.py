@@ -1,8 +1,10 @@
 """What `test_decode` does not try: decoders that lie, starve and wear out, and what each of them costs others."""
 
 import ctypes
+import errno
 import json
 import os
+import platform
 import random
 import resource
 import signal
@@ -174,6 +176,19 @@ def reached(pool: DecoderPool, folder: Path) -> list[str]:
 def test_a_process_taken_over_calls_the_kernel_for_nothing_else(make_pool: MakePool, tmp_path: Path) -> None:
     """Of all that `lying_decoder` tries nothing works: on the worker, on files' names, on what outlives the process."""
     assert reached(make_pool(processes=1), tmp_path) == []
+
+
+@needs_filter
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="only there a program may call in both ways")
+def test_calls_of_32_bit_programs_are_filtered(make_pool: MakePool) -> None:
+    """They have other numbers, by which all that is forbidden could be called."""
+    program = "from tests.support.lying_decoder import called_as_32_bit; print(called_as_32_bit())"
+    unfiltered = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, check=False)
+    if unfiltered.returncode != 0:
+        pytest.skip("this kernel has no such calls")
+    assert int(unfiltered.stdout) > 0
+    answer = make_pool(processes=1).submit(b"foreign").result(PATIENCE_S)
+    assert int(lying_decoder.said(answer)) == -errno.EPERM
 
 
 @needs_filter
