@@ -18,12 +18,14 @@ anything else                        becomes frames that tell it apart, see `ans
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import hashlib
 import json
 import mmap
 import os
 import pickle
+import platform
 import resource
 import signal
 import socket
@@ -143,6 +145,7 @@ def _reach(folder: Path, port: int) -> list[str]:
         "outlive": lambda: _libc("prctl", 1, 0, 0, 0, 0),
         "fork": _fork,
         "clone3": lambda: _fork(lambda: _libc("syscall", 435, struct.pack("4Q", 0, 0, 0, 0) + as_child, 64)),
+        "apart": _thread_apart,
         "group": os.setsid,
         "namespace": lambda: _libc("unshare", 0x10000000),
         "memory": lambda: _libc("process_vm_readv", os.getpid(), None, 0, None, 0, 0),
@@ -168,6 +171,15 @@ def _libc(name: str, *arguments: object) -> int:
     if (result := int(libc[name](*arguments))) == -1:
         raise OSError(ctypes.get_errno(), name)
     return result
+
+
+def _thread_apart() -> None:
+    """Asks for a thread with a network of its own, wrongly, so that there is none: OSError where nobody is asked."""
+    try:
+        _libc("syscall", 56 if platform.machine() == "x86_64" else 220, 0x4001_0000, 0, 0, 0, 0)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
 
 
 def _fork(by: Callable[[], int] = os.fork) -> None:

@@ -133,6 +133,18 @@ def test_one_kill_blames_nobody() -> None:
         assert pool.causes == {"killed": 3}
 
 
+def test_ctrl_c_is_meant_for_the_worker() -> None:
+    """A terminal sends it to the decoders as well, which go on while the worker drains."""
+    with Pool(processes=1) as pool:
+        value(pool.submit(b"\0"))
+        struck = pool.submit(b"nap")
+        wait_until(struck.running, "the picture to be read")
+        (reader,) = decoders_of(os.getpid())
+        os.kill(reader, signal.SIGINT)
+        assert value(struck) == ord("n")
+        assert decoders_of(os.getpid()) == [reader] and not pool.causes
+
+
 def test_killing_every_decoder_between_jobs_blames_nobody(pool: Pool) -> None:
     """Ten times over: later pictures are read as if nothing had been."""
     for round_ in range(10):
