@@ -78,6 +78,63 @@ def test_a_grey_picture_has_a_profile_of_its_own() -> None:
     assert len(looks(saved(Image.fromarray(drawn()), "PNG", icc_profile=grey_profile(HIDING)))) == 1
 
 
+@pytest.mark.parametrize("mode", ["LA", "I;16"])
+def test_a_profile_for_grey_is_followed_in_every_form_of_grey(mode: str) -> None:
+    """With an alpha channel, and in 16 bits."""
+    grey = hidden(drawn()[..., 0], HIDING)
+    image = Image.fromarray(grey).convert("LA") if mode == "LA" else Image.fromarray(grey.astype(np.uint16) * 257)
+    assert image.mode == mode
+    (other,) = (look for look in looks(saved(image, "PNG", icc_profile=grey_profile(HIDING))) if look.mean() < 225)
+    assert alike(other, drawn()[..., :1].repeat(3, 2))
+
+
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_what_one_colour_alone_hides_is_judged(channel: int) -> None:
+    """Whichever it is."""
+    levels = np.full((64, 64, 3), 255, np.uint8)
+    levels[..., channel] = hidden(drawn()[..., channel], HIDING)
+    assert len(looks(saved(Image.fromarray(levels), "PNG", icc_profile=rgb_profile(HIDING)))) == 2
+
+
+@pytest.mark.parametrize(("height", "count"), [(2, 1), (8, 2)])
+def test_what_a_profile_shows_is_judged_from_a_sixteenth_of_a_square_on(height: int, count: int) -> None:
+    """An eighth is enough for a picture; what is smaller nobody could name."""
+    levels = np.full((64, 64, 3), 255, np.uint8)
+    levels[:height] = hidden(drawn()[:height], HIDING)
+    assert len(looks(saved(Image.fromarray(levels), "PNG", icc_profile=rgb_profile(HIDING)))) == count
+
+
+@pytest.mark.parametrize("gamma", [1.3, 3.5])
+def test_a_profile_that_changes_levels_by_a_sixth_is_followed(gamma: float) -> None:
+    """It need not turn white into a picture, nor make it darker."""
+    data = saved(Image.new("RGB", (64, 64), (100, 100, 100)), "PNG", icc_profile=rgb_profile(gamma))
+    plain, shown = sorted((int(look[0, 0, 0]) for look in looks(data)), key=lambda level: abs(level - 100))
+    assert plain == 100 and 33 < abs(shown - 100) < 60 and (shown > 100) == (gamma < 2)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK"])
+def test_a_long_picture_is_judged_as_it_is_shown_all_along(mode: str) -> None:
+    """Each square of it, turned as the picture is, on both grounds where something shows through."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    if mode == "CMYK":  # only cyan counts, of which there is ever more
+        inks = np.zeros((64, 320, 4), np.uint8)
+        inks[..., 0] = np.linspace(0, 255, 320)
+        image = Image.frombytes("CMYK", (320, 64), inks.tobytes())
+        data = saved(image, "JPEG", quality=95, icc_profile=key_profile(), exif=exif)
+        shown = [look for look in looks(data) if look.std(axis=2).max() < 8]
+        assert len(shown) == 5
+        steps = np.concatenate([look.mean(axis=(0, 2)) for look in shown])
+        assert (np.diff(steps) < 8).all() and steps[0] > 200 > 50 > steps[-1], "each from light to dark, in order"
+        return
+    numbers = hidden(np.tile(drawn(), (1, 5, 1)), HIDING)
+    profile = rgb_profile(HIDING)
+    if mode == "RGBA":
+        numbers = np.concatenate([numbers, np.tile([[[255]], [[0]]], (32, 320, 1))], axis=2).astype(np.uint8)
+    found = looks(saved(Image.fromarray(numbers, mode), "PNG", icc_profile=profile, exif=exif))
+    assert len(found) == {"RGB": 10, "RGBA": 20}[mode]
+
+
 def test_a_cmyk_picture_is_judged_in_its_inks_as_well() -> None:
     """Black ink everywhere, and a profile for which only cyan counts."""
     inks = np.zeros((64, 64, 4), np.uint8)
@@ -150,8 +207,10 @@ def test_a_profile_that_is_srgb_but_for_its_tables_is_followed() -> None:
     assert len(looks(saved(Image.fromarray(drawn()), "PNG", icc_profile=rgb_profile(2.2)))) == 1
 
 
-def test_a_profile_that_mixes_colours_is_followed() -> None:
-    """Though grey stays grey."""
-    swapped = SRGB.replace(b"rXYZ", b"mine").replace(b"gXYZ", b"rXYZ").replace(b"mine", b"gXYZ")
+@pytest.mark.parametrize(("one", "other", "order"), [("r", "g", [1, 0, 2]), ("g", "b", [0, 2, 1])])
+def test_a_profile_that_mixes_colours_is_followed(one: str, other: str, order: list[int]) -> None:
+    """Though grey stays grey, and the third colour what it is."""
+    names = [f"{letter}XYZ".encode() for letter in (one, other)]
+    swapped = SRGB.replace(names[0], b"mine").replace(names[1], names[0]).replace(b"mine", names[1])
     data = saved(Image.fromarray(drawn()), "PNG", icc_profile=swapped)
-    assert sum(alike(look, drawn()[..., [1, 0, 2]]) for look in looks(data)) == 1
+    assert sum(alike(look, drawn()[..., order]) for look in looks(data)) == 1

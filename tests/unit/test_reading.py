@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, PngImagePlugin
-from torchvision.transforms import CenterCrop, Compose, Resize
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from tests.support.profiles import rgb_profile
 from trainer.plan import WHOLE_FROM
@@ -93,6 +93,14 @@ def test_pixels_are_those_of_torchvision(size: tuple[int, int]) -> None:
     assert np.abs(frames[len(frames) // 2] - expected).max() <= 1
 
 
+def test_a_version_scales_as_it_says() -> None:
+    """Bicubic where it was fitted on that."""
+    image = noise(640, 480)
+    exactly = Compose([Resize(256, InterpolationMode.BICUBIC), CenterCrop(224)])
+    frames = decode(encoded(image, "PNG"), Preprocessing(interpolation="bicubic"), LIMITS).frames
+    assert np.abs(frames[0].astype(int) - np.asarray(exactly(image))).max() <= 1
+
+
 def as_shown(data: bytes) -> np.ndarray:
     """What torchvision makes of the whole picture, turned first."""
     shown = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
@@ -146,13 +154,15 @@ def test_extreme_sides_need_no_memory(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("tall", [False, True])
 @pytest.mark.parametrize(("share", "squares"), [(2.4, 1), (2.5, 3), (4, 5), (30, 7)])
-def test_a_long_picture_is_judged_along_its_length(share: float, squares: int, orientation: int) -> None:
-    """Not in its middle alone, which is the middle square as before: what stands at an end is seen, too."""
+def test_a_long_picture_is_judged_along_its_length(share: float, squares: int, tall: bool, orientation: int) -> None:
+    """Not in its middle alone, which is the middle square as before: what stands at an end is seen, too. However it is
+    shown, and however it is stored for that."""
     across, along = 100, int(100 * share)
     image = Image.new("RGB", (along, across), BLUE)
     image.paste((200, 30, 30), (0, 0, 30, across))  # its beginning, which no centre shows
-    upright = image if orientation < 5 else image.transpose(Image.Transpose.ROTATE_270)
+    upright = image.transpose(Image.Transpose.ROTATE_270) if tall else image
     stored = upright.transpose(UNDONE[orientation]) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -172,6 +182,14 @@ def test_a_long_picture_is_judged_all_along_on_black_too() -> None:
     chalk.paste((255, 0), (0, 20, 900, 60))
     counts = [len(seen(encoded(image, "PNG")).frames) for image in (opaque, pixel, chalk)]
     assert counts == [7, 7, 14]
+
+
+@pytest.mark.parametrize("share", [1 / 40, 1 / 10])
+def test_what_white_hides_is_judged_from_a_sixteenth_of_a_square_on(share: float) -> None:
+    """A tenth is enough for a picture; what is smaller nobody could name."""
+    image = Image.new("LA", (256, 256), (90, 255))
+    image.paste((255, 0), (16, 16, 240, 16 + round(224 * share)))
+    assert len(seen(encoded(image, "PNG")).frames) == (2 if share > 1 / 16 else 1)
 
 
 @pytest.mark.parametrize("long_from", [Preprocessing().long_from, WHOLE_FROM])
@@ -417,6 +435,13 @@ def test_an_animated_avif_is_judged_whole() -> None:
         append_images=[Image.new("RGB", (64, 64), (0, 250, 0))],
     )
     assert [int(frame[112, 112].argmax()) for frame in seen(data).frames] == [0, 1]
+
+
+def test_further_pictures_in_a_jpeg_are_not_judged() -> None:
+    """A preview or a gain map, which nobody is shown."""
+    data = encoded(noise(300, 300), "MPO", save_all=True, append_images=[Image.new("RGB", (300, 300), BLUE)])
+    decoded = seen(data)
+    assert (decoded.format, len(decoded.frames)) == ("JPEG", 1)
 
 
 def test_a_long_animation_is_judged_by_frames_spread_over_its_time() -> None:

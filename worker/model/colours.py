@@ -51,7 +51,7 @@ def of(image: Image.Image) -> Colours | None:
         colours = made(profile)
         return colours if colours is not None and _describes(colours.mode, image) else None
     gamma = image.info.get("gamma")
-    if isinstance(gamma, float) and gamma > 0 and "srgb" not in image.info and image.mode != "CMYK":
+    if isinstance(gamma, float) and gamma > 0 and "srgb" not in image.info:
         return Colours("RGB", functools.partial(_brightened, exponent=1 / (_SCREEN_GAMMA * gamma)))
     return None
 

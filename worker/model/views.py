@@ -89,7 +89,7 @@ def _count(sides: tuple[int, int], preprocessing: Preprocessing) -> int:
         return 1
     scaled, margins = preprocessing.resize * longer // shorter, preprocessing.resize - preprocessing.crop
     needed = math.ceil((scaled - margins) / preprocessing.crop)
-    return max(1, min(needed | 1, most - 1 + most % 2))
+    return min(needed | 1, most - 1 + most % 2)
 
 
 def _boxes(
