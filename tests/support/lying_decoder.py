@@ -208,11 +208,14 @@ def _lie(how: str, folder: str) -> None:
         "frames": json.dumps(header | {"frames": 10**9}).encode(),
         "numbers": json.dumps(header | {"frames": "1", "width": None}).encode(),
         "format": json.dumps(header | {"format": "../x"}).encode(),
+        "none": json.dumps(header | {"frames": 0}).encode(),
+        "many": json.dumps(header | {"frames": 33}).encode(),
+        "long": json.dumps(header).encode() + b" " * 70_000,
         "nested": b'{"frames":' + b"[" * 60_000,
         "drip": json.dumps(header).encode(),
     }[how]
     size = 2**60 if how == "size" else len(text)
-    pixels = bytes(32 * 32 * 3) if how == "format" else b""
+    pixels = bytes(32 * 32 * 3 * {"format": 1, "long": 1, "many": 33}.get(how, 0))
     libc = ctypes.CDLL(None)
     for descriptor in range(256):
         written = struct.pack("!Q", size) + text + pixels

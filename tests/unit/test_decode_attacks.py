@@ -116,7 +116,10 @@ def test_a_decoder_that_breaks_its_word_condemns_that_picture(
     assert restarts == []
 
 
-@pytest.mark.parametrize("how", ["pickle", "size", "json", "list", "reason", "frames", "numbers", "format", "nested"])
+@pytest.mark.parametrize(
+    "how",
+    ["pickle", "size", "long", "json", "list", "reason", "frames", "many", "none", "numbers", "format", "nested"],
+)
 def test_a_process_taken_over_can_lie_about_its_picture_alone(
     make_pool: MakePool, restarts: list[str], how: str, tmp_path: Path
 ) -> None:
