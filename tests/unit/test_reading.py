@@ -455,6 +455,14 @@ def test_a_long_animation_is_judged_by_frames_spread_over_its_time() -> None:
     assert reds[-1] >= 8 * 20
 
 
+@pytest.mark.parametrize("image_format", ["GIF", "PNG", "WEBP"])
+def test_what_an_animation_shows_for_longer_is_judged_more(image_format: str) -> None:
+    """By its own durations: nine tenths of the time belong to the second half."""
+    colours = [(12 * index, 0, 0) for index in range(20)]
+    frames = seen(animation(image_format, colours, [100] * 10 + [900] * 10)).frames
+    assert sum(int(frame[112, 112, 0]) >= 118 for frame in frames) == 7
+
+
 def test_of_a_long_and_narrow_animation_each_frame_is_judged_in_its_middle() -> None:
     """Along its length as well it would be more squares than a decoder may answer with."""
     strips = [Image.new("RGB", (400, 100), (100 + 20 * index, 0, 0)) for index in range(8)]
