@@ -533,6 +533,14 @@ def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:
     assert decode(data, PREPROCESSING, DecodeLimits(max_pixels=10_100)).width == 101
 
 
+def test_a_later_frame_with_too_many_pixels_is_refused() -> None:
+    """A GIF whose second frame is larger than what its header says."""
+    small, large = (encoded(Image.new("L", (side, side), 200), "GIF") for side in (10, 100))
+    data = small[:-1] + large[13 + 3 * (2 << (large[10] & 7)) :]
+    assert len(decode(data, PREPROCESSING, DecodeLimits(max_pixels=10_000)).frames) == 2
+    assert refused(data, DecodeLimits(max_pixels=9_999)) == "too_large"
+
+
 def test_a_bomb_is_refused() -> None:
     """A header that promises billions of pixels is `too_large`, whatever the limit."""
     header = b"BM" + b"\0" * 12 + (40).to_bytes(4, "little") + (100_000).to_bytes(4, "little") * 2
