@@ -95,7 +95,8 @@ class DecoderProcess:
         said = bytearray(len(READY))
         _fill(self._link, memoryview(said), _Deadline(START_TIMEOUT_S))
         if said != READY:
-            raise OSError(f"{_REFUSALS.get(bytes(said), 'it says nothing known')}: see *Picture bytes* in SECURITY.md")
+            refusal = _REFUSALS.get(bytes(said), "it says nothing known")
+            raise OSError(f"{refusal}: see *A decoder that is taken over* in SECURITY.md")
 
     def alive(self) -> bool:
         """Whether it still runs."""
