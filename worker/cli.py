@@ -219,7 +219,7 @@ def status() -> None:
 
 def _lines(source: Path) -> Iterator[str]:
     try:
-        with click.open_file(str(source), encoding="utf-8") as file:
+        with click.open_file(str(source), encoding="utf-8-sig") as file:
             yield from (line.strip() for line in file if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise click.UsageError(

@@ -64,8 +64,8 @@ def test_what_came_in_time_is_printed(busy_place: Place) -> None:
 
 
 def test_ids_come_from_a_file_or_stdin(run: Run, broker: Broker, tmp_path: Path) -> None:
-    """A line each; blank lines do not count."""
-    (tmp_path / "ids").write_text("one\n\n two \n")
+    """A line each; blank lines do not count, nor a byte order mark and the line ends of Windows."""
+    (tmp_path / "ids").write_bytes(b"\xef\xbb\xbfone\r\n\r\n two \r\n")
     assert run("submit", "--from", str(tmp_path / "ids"), "--backfill").returncode == 0
     assert run("submit", "--from", "-", "--rescan", stdin="three\n").returncode == 0
     raw = broker.client()
