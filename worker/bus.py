@@ -92,7 +92,8 @@ def translate(error: Exception) -> ModerationError:
 
 def check_entry_id(entry_id: str) -> str:
     """Returns a stream's entry ID; raises UsageError where it is none."""
-    if re.fullmatch(r"[0-9]{1,20}(-[0-9]{1,20})?", entry_id, re.ASCII) is None:
+    shaped = re.fullmatch(r"[0-9]{1,20}(-[0-9]{1,20})?", entry_id, re.ASCII)
+    if shaped is None or any(int(part) >= 2**64 for part in entry_id.split("-")):
         raise UsageError(f"{entry_id[:80]!r} is no entry ID: give 0, or one that was printed, such as 1764000000000-0.")
     return entry_id
 

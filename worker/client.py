@@ -148,7 +148,8 @@ class Moderation:
         Raises:
             WaitedError: some had none after `timeout_s`; its `found` has the others' verdicts.
         """
-        wanted = [check_content_id(content_id) for content_id in ([ids] if isinstance(ids, str) else ids)]
+        given = [ids] if isinstance(ids, str) else ids
+        wanted = list(dict.fromkeys(check_content_id(content_id) for content_id in given))
         deadline = time.monotonic() + timeout_s
         found: dict[str, Verdict | Undecided] = {}
         after = self._newest()

@@ -67,7 +67,7 @@ def test_a_withheld_ban_that_is_none(desk: Desk, field: bytes, ban: str) -> None
     assert not desk.redis.exists(bus.VERDICTS)
 
 
-@pytest.mark.parametrize("after", ["\udcff", "x", "", "1-1-1"])
+@pytest.mark.parametrize("after", ["\udcff", "x", "", "1-1-1", str(2**64), f"1-{2**64}"])
 def test_a_place_to_go_on_from_that_is_none(desk: Desk, after: str) -> None:
     """The caller's fault, in one sentence; no server is asked."""
     for read in (desk.client.verdicts, desk.client.corrections):

@@ -57,7 +57,9 @@ def test_what_came_in_time_is_printed(busy_place: Place) -> None:
     ids = ["-first", busy_place.add(label="risked")]
     (busy_place.content / "-first").write_bytes((busy_place.content / ids[1]).read_bytes())
     busy_place.judge(ids)
-    done = moderation(busy_place.broker, "submit", "--wait", "--timeout", "0", "--", ids[1], "not_there", ids[0])
+    done = moderation(
+        busy_place.broker, "submit", "--wait", "--timeout", "0", "--", ids[1], "not_there", ids[0], "not_there"
+    )
     assert done.returncode == 2
     assert "1 of 3 content IDs have no verdict after 0 s, not_there among them" in done.stderr
     assert [json.loads(line)["content_id"] for line in done.stdout.splitlines()] == [ids[1], ids[0]]
