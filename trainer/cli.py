@@ -70,7 +70,9 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _refuse(message: str, code: int) -> int:
     line = " ".join(message.split())
-    click.echo(line[:1].upper() + line[1:] + ("" if line.endswith((".", "!", "?")) else "."), err=True)
+    if line.partition(" ")[0].isalpha():  # else it may be a version's id or a path, which must stand as it is
+        line = line[:1].upper() + line[1:]
+    click.echo(line + ("" if line.endswith((".", "!", "?")) else "."), err=True)
     return code
 
 

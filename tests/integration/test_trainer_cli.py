@@ -123,6 +123,17 @@ def test_show_prints_the_manifest_as_json(
     assert 0 <= manifest["metrics"]["test"]["accuracy"] <= 1
 
 
+def test_a_refusal_that_begins_with_an_id_has_it_as_it_is(
+    fitted: tuple[Path, str, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To be copied into the next command; other sentences begin with a capital."""
+    weights, first, _, _ = fitted
+    assert run(["promote", first, "--weights", str(weights)]) == 2
+    assert capsys.readouterr().err.startswith(f"{first} is the champion already")
+    assert run(["promote", "none", "--weights", str(weights)]) == 2
+    assert capsys.readouterr().err.startswith("There is no version 'none'")
+
+
 def test_promote_and_rollback_change_the_champion_and_are_recorded(
     fitted: tuple[Path, str, str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
