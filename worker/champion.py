@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from worker.classifier import Classifier, OutOfDeviceMemoryError
+from worker.classifier import Classifier
 from worker.errors import ModerationError, UnavailableError, WeightsError
 from worker.metrics import Metrics
 from worker.model import devices
+from worker.model.devices import OutOfDeviceMemoryError
 from worker.model.reference import expected
 from worker.model.weights import WeightsStore
 

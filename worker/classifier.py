@@ -5,10 +5,9 @@ engine and names both. Versions that differ in their last layer share the engine
 A faster engine is put in from outside (`use`); which may be is not decided here.
 """
 
-import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,10 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from worker.errors import ModerationError, UsageError, WeightsError
+from worker.errors import UsageError, WeightsError
 from worker.model import devices
 from worker.model import engine as engines
 from worker.model import network as networks
+from worker.model.devices import MemoryCounted
 from worker.model.engine import EagerEngine, Engine, Head
 from worker.model.graphed import IN_FLIGHT, GraphedEngine
 from worker.model.manifest import Manifest
@@ -31,10 +31,6 @@ logger = logging.getLogger(__name__)
 
 Frames = engines.Frames
 Probabilities = npt.NDArray[np.float32]
-
-
-class OutOfDeviceMemoryError(ModerationError):
-    """The device has no memory for a batch of this size, of which a smaller one may fit, or for a version."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +123,7 @@ class Classifier:
             f"{version_id} does not fit into the memory of {self.device} beside what is there: free memory on it, or "
             "restart this worker"
         )
-        with self._loading, self._memory_counted(no_room):
+        with self._loading, MemoryCounted(self.device, no_room):
             manifest = self._store.manifest(version_id)
             preprocessing = Preprocessing.from_json(manifest.preprocessing)
             current = self._version
@@ -167,7 +163,7 @@ class Classifier:
         Raises OutOfDeviceMemoryError where they do not fit, and RuntimeError as GraphedEngine does.
         """
         manifest, delta = version.manifest, self._store.read_delta(version.manifest)
-        with self._memory_counted(f"Graphs of {max_images} images do not fit on {self.device}."):
+        with MemoryCounted(self.device, f"Graphs of {max_images} images do not fit on {self.device}."):
             body = self._body(manifest, delta, None, precision)
             return GraphedEngine(body, self.device, precision, version.preprocessing, max_images)
 
@@ -219,19 +215,8 @@ class Classifier:
 
         return scores
 
-    @contextlib.contextmanager
-    def _memory_counted(self, sentence: str) -> Iterator[None]:
-        """Lack of memory in one sentence of ours: what CUDA says of it has other numbers each time."""
-        try:
-            yield
-        except (OutOfDeviceMemoryError, RuntimeError) as error:
-            # torch has let go of its cache by then, and tried again
-            if not devices.lacks_memory(error, self.device):
-                raise
-            raise OutOfDeviceMemoryError(sentence) from error
-
-    def _images(self, count: int) -> contextlib.AbstractContextManager[None]:
-        return self._memory_counted(f"{count} images do not fit on {self.device}.")
+    def _images(self, count: int) -> MemoryCounted:
+        return MemoryCounted(self.device, f"{count} images do not fit on {self.device}.")
 
     def _blank(self, engine: Engine, preprocessing: Preprocessing) -> Tensor:
         """Warms an engine up: what it makes of a blank image, float32 [1, width]."""

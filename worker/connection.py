@@ -62,7 +62,7 @@ def connect(url: str, sentinel_master: str | None = None) -> redis.Redis:
         options["socket_keepalive"] = True
     try:
         f"{url}{sentinel_master}".encode()  # a variable may hold bytes that are no UTF-8, which no server is told
-        parts = urlsplit(url)
+        parts, hosts = _split(url, sentinel_master)
         if sentinel_master is None:
             if {"decode_responses", "max_connections"} & dict(parse_qsl(parts.query)).keys():
                 raise ValueError("answers come as bytes, and each part of the worker needs a connection")
@@ -71,7 +71,7 @@ def connect(url: str, sentinel_master: str | None = None) -> redis.Redis:
             client.connection_pool.connection_class = type(kind.__name__, (_LeavesReplicas, kind), {})
             _check_host(parts.hostname or "localhost")
         else:
-            client = _through_sentinels(parts, sentinel_master, options)
+            client = _through_sentinels(parts, hosts, sentinel_master, options)
         if parts.scheme != "unix" and re.fullmatch("/?[0-9]*", parts.path) is None:
             raise ValueError("redis-py takes database 0 for what is no number")
         # A first connection object, not connected: an option that redis-py does not know is noticed here or never.
@@ -85,13 +85,25 @@ def connect(url: str, sentinel_master: str | None = None) -> redis.Redis:
     return client
 
 
-def _through_sentinels(parts: SplitResult, master: str, options: dict[str, Any]) -> redis.Redis:
+def _split(url: str, sentinel_master: str | None) -> tuple[SplitResult, list[str]]:
+    """A URL's parts, and its hosts where they are Sentinels, in whose place one name stands then.
+
+    Python 3.13 splits no URL with several hosts of which one that is not the first is an IPv6 address.
+    """
+    if sentinel_master is None:
+        return urlsplit(url), []
+    split = re.fullmatch("([^/?#]*://(?:[^/?#]*@)?)([^/?#]*)(.*)", url, re.DOTALL)
+    if split is None:
+        raise ValueError("no URL")
+    return urlsplit(f"{split[1]}master{split[3]}"), split[2].split(",")
+
+
+def _through_sentinels(parts: SplitResult, hosts: list[str], master: str, options: dict[str, Any]) -> redis.Redis:
     if parts.scheme == "unix":
         raise ValueError("Sentinels are asked over TCP")
-    credentials, at, hosts = parts.netloc.rpartition("@")
-    sentinels = [_host_port(host) for host in hosts.split(",")]
+    sentinels = [_host_port(host) for host in hosts]
     # All but the hosts means what it means in any other URL.
-    target = redis.connection.parse_url(parts._replace(netloc=f"{credentials}{at}master").geturl())
+    target = redis.connection.parse_url(parts.geturl())
     del target["host"]
     tls = {name: value for name, value in target.items() if name.startswith("ssl_")}
     if target.pop("connection_class", None) is not None:
@@ -118,7 +130,7 @@ def celery_broker(url: str, sentinel_master: str | None) -> tuple[str, dict[str,
 
     For a URL that `connect` accepts.
     """
-    parts = urlsplit(url)
+    parts, hosts = _split(url, sentinel_master)
     query = dict(parse_qsl(parts.query))
     # kombu takes nothing but TLS from a query; time-outs come in its transport options.
     tls = {name: value for name, value in query.items() if name.startswith("ssl_")}
@@ -131,9 +143,9 @@ def celery_broker(url: str, sentinel_master: str | None) -> tuple[str, dict[str,
     suffix = path + (f"?{urlencode(tls)}" if tls else "")
     if sentinel_master is None:
         return f"{parts.scheme}://{parts.netloc}{suffix}", {}
-    credentials, at, hosts = parts.netloc.rpartition("@")
+    credentials, at, _ = parts.netloc.rpartition("@")
     nodes = []
-    for name, port in map(_host_port, hosts.split(",")):
+    for name, port in map(_host_port, hosts):
         nodes.append(f"sentinel://{credentials}{at}{f'[{name}]' if ':' in name else name}:{port}{suffix}")
     sentinel_kwargs = {"sentinel_kwargs": {"ssl": True, **tls}} if parts.scheme == "rediss" else {}
     return ";".join(nodes), {"master_name": sentinel_master, **sentinel_kwargs}

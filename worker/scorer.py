@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worker.classifier import Frames, OutOfDeviceMemoryError, Scores
+from worker.classifier import Frames, Scores
 from worker.errors import ContentError, UnavailableError
+from worker.model.devices import OutOfDeviceMemoryError
 
 logger = logging.getLogger(__name__)
 

@@ -17,12 +17,13 @@ from typing import Final
 import torch
 
 from worker import timing
-from worker.classifier import Classifier, OutOfDeviceMemoryError, Version
+from worker.classifier import Classifier, Version
 from worker.comparison import Candidate, Comparison
 from worker.errors import ModerationError, UnavailableError
 from worker.model import devices
 from worker.model.agreement import RULES
 from worker.model.compiled import EngineCache, EngineError
+from worker.model.devices import OutOfDeviceMemoryError
 from worker.model.engine import EagerEngine, Engine, Head
 from worker.model.manifest import Manifest
 from worker.model.weights import WeightsStore

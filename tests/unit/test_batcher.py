@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from tests.support.waiting import wait_until
 from worker.batcher import Batcher
-from worker.classifier import Frames, OutOfDeviceMemoryError, Scores
+from worker.classifier import Frames, Scores
 from worker.errors import ContentError, UnavailableError
+from worker.model.devices import OutOfDeviceMemoryError
 from worker.scorer import GROW_AFTER
 
 SIDE = 4

@@ -11,10 +11,11 @@ import torch
 from tests.support.store import colour_store, publish_colours
 from worker import app, service
 from worker.champion import ChampionFollower
-from worker.classifier import Classifier, OutOfDeviceMemoryError
+from worker.classifier import Classifier
 from worker.errors import WeightsError
 from worker.metrics import Metrics
 from worker.model import engine as engines
+from worker.model.devices import OutOfDeviceMemoryError
 from worker.model.weights import WeightsStore
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from tests.support import cuda_stand_in
 from tests.support.store import colour_store
-from worker.classifier import Classifier, OutOfDeviceMemoryError, _to_host
+from worker.classifier import Classifier, _to_host
 from worker.errors import UsageError
 from worker.model import devices
-from worker.model.devices import NO_ROOM
+from worker.model.devices import NO_ROOM, OutOfDeviceMemoryError
 from worker.model.engine import Frames
 from worker.model.weights import WeightsStore
 

@@ -1,10 +1,11 @@
 """Which device networks run on, what it can, and what its errors mean. Knows no networks, stores or settings."""
 
+from types import TracebackType
 from typing import Final
 
 import torch
 
-from worker.errors import UsageError
+from worker.errors import ModerationError, UsageError
 
 NO_ROOM: Final = (
     "unable to find an engine to execute this computation",  # cuDNN, where no plan's workspace fits
@@ -22,6 +23,33 @@ still wrong in a smaller batch."""
 
 SPOILT: Final = "captures_underway.empty()"
 """What torch before 2.12 asserts in every capture of graphs after one that failed, for as long as the process lives."""
+
+
+class OutOfDeviceMemoryError(ModerationError):
+    """The device has no memory for a batch of this size, of which a smaller one may fit, or for a version."""
+
+
+class MemoryCounted:
+    """A `with` in which lack of memory is an OutOfDeviceMemoryError with one sentence of ours: what CUDA says of it has
+    other numbers each time.
+
+    No generator, as contextlib makes one of: in Python 3.13 its frames and the error hold each other, and all that
+    did not fit with them, until the garbage collector comes by.
+    """
+
+    def __init__(self, device: torch.device, sentence: str) -> None:
+        self._device = device
+        self._sentence = sentence
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # torch has let go of its cache by then, and tried again
+        if isinstance(error, OutOfDeviceMemoryError | RuntimeError) and lacks_memory(error, self._device):
+            raise OutOfDeviceMemoryError(self._sentence) from error
 
 
 def choose(name: str) -> torch.device:
