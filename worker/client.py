@@ -4,6 +4,7 @@ Needs neither torch nor Pillow, knows nothing of workers: it writes the intake s
 """
 
 import itertools
+import math
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -67,16 +68,20 @@ class Moderation:
             patience_s: how long to wait for room where the intake is full.
 
         Raises:
-            UsageError: an ID is malformed or there is none: nothing was enqueued.
+            UsageError: an ID is malformed or there is none, `patience_s` is no number, or the server cannot do what
+                `durable` asks for: nothing was enqueued.
             IntakeFullError: there is no room for all of them; `enqueued` says how many were taken, most often none.
             UnavailableError: Redis went away: a part may have been enqueued; submit all of them again.
         """
         wanted = [check_content_id(content_id) for content_id in ([ids] if isinstance(ids, str) else ids)]
         if not wanted:
             raise UsageError("There is no content ID to submit: give at least one.")
+        _check_seconds("patience_s", patience_s)
         stream = bus.BACKFILL if backfill else bus.UPLOADS
         if not patience_s:
             self._check_room(stream, len(wanted))
+        if durable:
+            self._check_disk()
         deadline = time.monotonic() + patience_s
         most = min(DURABLE_CHUNK if durable else SUBMIT_CHUNK, self._intake_max or len(wanted))
         for start in range(0, len(wanted), most):
@@ -95,13 +100,22 @@ class Moderation:
                 if self._redis.xlen(stream) + count > self._intake_max:
                     raise self._full(stream, 0, count)
 
+    def _check_disk(self) -> None:
+        """So that a server which cannot wait for its disk refuses before anything is enqueued."""
+        with bus.translated(), self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.waitaof(num_local=1, num_replicas=0, timeout=1)
+            replies = pipeline.execute(raise_on_error=False)
+        _check_errors(replies, durable=True)
+
     def _add(self, stream: str, ids: list[str], rescan: bool, durable: bool) -> bool:
         with bus.translated(), self._redis.pipeline(transaction=False) as pipeline:
             self._enqueue(keys=[stream], args=[self._intake_max, int(rescan), *ids], client=pipeline)
             if durable:  # on the same connection, whose writes it waits for
                 pipeline.waitaof(num_local=1, num_replicas=0, timeout=AOF_WAIT_MS)
             replies = pipeline.execute(raise_on_error=False)
-        _check_durable(replies, durable)
+        _check_errors(replies, durable)
+        if durable and replies[0] and replies[-1][0] < 1:
+            raise UnavailableError("The entries are enqueued but not on disk yet; submit them again, it costs nothing.")
         return bool(replies[0])
 
     def _full(self, stream: str, enqueued: int, count: int) -> IntakeFullError:
@@ -146,8 +160,10 @@ class Moderation:
         becomes of that, follow `verdicts`.
 
         Raises:
+            UsageError: an ID is malformed, or `timeout_s` no number.
             WaitedError: some had none after `timeout_s`; its `found` has the others' verdicts.
         """
+        _check_seconds("timeout_s", timeout_s)
         given = [ids] if isinstance(ids, str) else ids
         wanted = list(dict.fromkeys(check_content_id(content_id) for content_id in given))
         deadline = time.monotonic() + timeout_s
@@ -160,14 +176,14 @@ class Moderation:
                 found |= {i: verdict for i, d in zip(chunk, documents, strict=True) if (verdict := read(d)) is not None}
         missing = set(wanted) - found.keys()
         while missing:
-            left_ms = int((deadline - time.monotonic()) * 1000)
+            left_ms = (deadline - time.monotonic()) * 1000
             if left_ms <= 0:
                 raise WaitedError(
                     f"{len(missing)} of {len(wanted)} content IDs have no verdict after {timeout_s:g} s, "
                     f"{min(missing)} among them; is a worker running?",
                     {content_id: found[content_id] for content_id in wanted if content_id in found},
                 )
-            block_ms = max(1, min(left_ms, WAIT_BLOCK_MS))
+            block_ms = max(1, int(min(left_ms, WAIT_BLOCK_MS)))
             for entry_id, fields in bus.read_stream(self._redis, bus.VERDICTS, after, READ_CHUNK, block_ms):
                 after = entry_id
                 named = fields.get(b"content_id", b"").decode(errors="replace")
@@ -216,7 +232,12 @@ class Moderation:
         self._redis.close()
 
 
-def _check_durable(replies: list[object], durable: bool) -> None:
+def _check_seconds(name: str, seconds: float) -> None:
+    if math.isnan(seconds):  # no time is ever after it
+        raise UsageError(f"`{name}` is no number of seconds: give 0 or more.")
+
+
+def _check_errors(replies: list[object], durable: bool) -> None:
     failed = next((reply for reply in replies if isinstance(reply, Exception)), None)
     if failed is not None:
         message = str(failed).lower()
@@ -228,5 +249,3 @@ def _check_durable(replies: list[object], durable: bool) -> None:
                     "This server keeps no append-only file: set `appendonly yes`, or submit without durable."
                 )
         raise bus.translate(failed)
-    if durable and replies[0] and isinstance(replies[-1], list) and replies[-1][0] < 1:
-        raise UnavailableError("The entries are enqueued but not on disk yet; submit them again, it costs nothing.")

@@ -1,15 +1,18 @@
 """What fuzzing found, by name: each of these once ended in a traceback, or held a picture up for good."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.hostile.test_fuzz_redis import SHA, TTL_S, Desk
+from tests.support.waiting import wait_until
 from tests.support.worker import REPOSITORY, Broker
 from trainer import labelling
 from trainer.errors import DataError
@@ -73,6 +76,20 @@ def test_a_place_to_go_on_from_that_is_none(desk: Desk, after: str) -> None:
     for read in (desk.client.verdicts, desk.client.corrections):
         with pytest.raises(UsageError, match="is no entry ID"):
             list(read(after))
+
+
+def test_times_that_are_no_numbers_or_have_no_end(desk: Desk) -> None:
+    """Nothing is ever after NaN: refused, and nothing enqueued. Without an end it waits as with one."""
+    with pytest.raises(UsageError, match="`timeout_s` is no number"):
+        desk.client.wait("mine", math.nan)
+    with pytest.raises(UsageError, match="`patience_s` is no number"):
+        desk.client.submit("mine", patience_s=math.nan)
+    assert desk.redis.xlen(bus.UPLOADS) == 0
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(desk.client.wait, "mine", math.inf)
+        wait_until(lambda: "xread" in {one["cmd"] for one in desk.redis.client_list()}, "somebody waits")
+        desk.publisher.publish([desk.outcome("mine", "approved")])
+        assert waiting.result(30)["mine"].label == "approved"
 
 
 def test_a_password_that_is_no_text() -> None:

@@ -51,9 +51,10 @@ def test_a_worker_lives_through_its_restart(place: Place) -> None:
 
 
 def test_durable_is_refused_by_a_server_that_cannot_promise_it(place: Place) -> None:
-    """WAITAOF came with 7.2: one sentence that says so."""
+    """WAITAOF came with 7.2: one sentence that says so, and nothing is enqueued."""
     version = place.broker.client().info("server")["redis_version"]
     if tuple(map(int, version.split(".")[:2])) >= (7, 2):
         pytest.skip(f"this Debian's Redis {version} has WAITAOF")
     with pytest.raises(UsageError, match=r"Redis 7\.2 or Valkey"):
         place.client.submit("one", durable=True)
+    assert place.broker.client().xlen("moderation:uploads") == 0

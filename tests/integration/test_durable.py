@@ -40,11 +40,11 @@ def names(count: int) -> list[str]:
 
 @pytest.mark.parametrize("backfill", [False, True], ids=["uploads", "backfill"])
 def test_each_step_waits_for_the_disk(server: Broker, backfill: bool) -> None:
-    """Two whole steps and one more ID: three waits; all IDs are there, each once and in order."""
+    """Two whole steps and one more ID: three waits, and one before; all IDs are there, each once and in order."""
     wanted = names(2 * STEP + 1)
     client = Moderation(server.url)
     assert client.submit(wanted, durable=True, backfill=backfill) == len(wanted)
-    assert waits(server) == 3
+    assert waits(server) == 4
     entries = server.client().xrange(bus.BACKFILL if backfill else bus.UPLOADS)
     assert [fields[b"content_id"].decode() for _, fields in entries] == wanted
 
@@ -61,5 +61,5 @@ def test_a_disk_that_does_not_follow_ends_the_submission_at_that_step(server: Br
     server.client().config_set("appendfsync", "no")
     with pytest.raises(UnavailableError, match="not on disk yet; submit them again"):
         Moderation(server.url).submit(names(STEP + 1), durable=True)
-    assert waits(server) == 1
+    assert waits(server) == 2
     assert server.client().xlen(bus.UPLOADS) == STEP
