@@ -55,6 +55,13 @@ class _Cli(click.Group):
                 f"error: {error.name} is not installed: pip install moderation-worker with all it needs.", err=True
             )
             sys.exit(EXIT_ERROR)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        # Not in `main`, where click has made 1 of it by then, which says that there is no verdict.
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
         except BrokenPipeError:  # the reader of our output, such as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)

@@ -78,13 +78,31 @@ def test_ids_come_from_a_file_or_stdin(run: Run, broker: Broker, tmp_path: Path)
     assert [fields for _, fields in raw.xrange("moderation:uploads")] == [{b"content_id": b"three", b"rescan": b"1"}]
 
 
+@pytest.mark.parametrize("words", [["breaker", "status"], ["dead-letter", "list"], ["verdict", "none"]])
+def test_a_reader_that_has_seen_enough_is_no_failure(broker: Broker, words: list[str]) -> None:
+    """Such as head; that there is no verdict is still told."""
+    letters = [{"content_id": f"id{number}", "reason": "malformed_id"} for number in range(2000)]
+    with broker.client().pipeline() as pipeline:
+        for letter in letters:
+            pipeline.xadd("moderation:dead-letter", letter)
+        pipeline.execute()
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-m", "worker.cli", *words]
+    environment = os.environ | {"MODERATION_REDIS_URL": broker.url}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=theirs, stderr=subprocess.PIPE, timeout=60)
+    os.close(theirs)
+    assert (done.returncode, b"Broken" in done.stderr) == (int(words[0] == "verdict"), False), done.stderr
+
+
 def test_durable_waits_for_the_disk(run: Run, tmp_path: Path) -> None:
-    """Done with an append-only file; refused in one sentence without one."""
+    """Done with an append-only file; refused in one sentence without one, and nothing is enqueued."""
     assert run("submit", "one", "--durable").returncode == 0
     forgetful = Broker(tmp_path / "forgetful", appendonly="no")
     refused = moderation(forgetful, "submit", "one", "--durable")
+    left = forgetful.client().xlen("moderation:uploads")
     forgetful.stop()
-    assert refused.returncode == 2
+    assert (refused.returncode, left) == (2, 0)
     assert "appendonly yes" in refused.stderr and "Traceback" not in refused.stderr
 
 
