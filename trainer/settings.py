@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from worker.errors import UsageError
-from worker.settings import Shared, read
+from worker.settings import MaybeFolder, Shared, read
 
 if TYPE_CHECKING:
     from worker.content import ContentStore
@@ -21,7 +21,7 @@ class Settings(Shared):
     """The `MODERATION_*` variables that the trainer reads; `retrain` finds the pictures that people decided on where
     workers do."""
 
-    cache_dir: Path | None = Field(default=None, description="the trainer's feature cache")
+    cache_dir: MaybeFolder = Field(default=None, description="the trainer's feature cache")
     cache_max_mb: int = Field(default=10_240, ge=0, description="what the feature cache may take between runs")
 
 

@@ -210,7 +210,8 @@ def run_exporter(port: int | None) -> None:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    logger.info("serving http://%s:%d/metrics", configured.metrics_host, port or configured.exporter_port)
+    host = f"[{configured.metrics_host}]" if ":" in configured.metrics_host else configured.metrics_host
+    logger.info("serving http://%s:%d/metrics", host, port or configured.exporter_port)
     stopped.wait()
     server.close()
 

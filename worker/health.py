@@ -36,6 +36,9 @@ class _Server(ThreadingMixIn, WSGIServer):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self._open: dict[Any, None] = {}  # sockets, oldest first
         self._lock = threading.Lock()
+        host = arguments[0][0]
+        if ":" in host:
+            self.address_family = socket.AF_INET6
         super().__init__(*arguments, **named)
 
     def process_request(self, request: Any, client_address: Any) -> None:

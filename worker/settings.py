@@ -9,12 +9,28 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from worker import cores
 from worker.errors import UsageError
 
+
+def _refuse_empty(value: Any) -> Any:
+    # As a path it would be the working folder, and as a host every address of the machine.
+    if value == "":
+        raise ValueError("must not be empty")
+    return value
+
+
+def _empty_is_none(value: Any) -> Any:
+    return None if value == "" else value  # compose files pass on what is not set as an empty text
+
+
+Text = Annotated[str, BeforeValidator(_refuse_empty)]
+MaybeText = Annotated[str | None, BeforeValidator(_empty_is_none)]
+Folder = Annotated[Path, BeforeValidator(_refuse_empty)]
+MaybeFolder = Annotated[Path | None, BeforeValidator(_empty_is_none)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 # Bounds keep sums and products of settings within what Redis, sockets and clocks take.
 Seconds = Annotated[float, Field(ge=0.0, le=31_536_000.0)]
@@ -45,7 +61,7 @@ class Shared(BaseSettings):
     content_max_bytes: int = Field(20 * 2**20, ge=1, le=2**30, description="a larger picture is undecided, `too_large`")
     fetch_timeout_s: PositiveSeconds = Field(10.0, description="one attempt to fetch a picture over a network")
     fetch_threads: int = Field(16, ge=1, le=1024, description="pictures fetched at the same time")
-    weights_dir: Path = Field(Path("weights"), description="the weights store")
+    weights_dir: Folder = Field(Path("weights"), description="the weights store")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: CUDA where there is a device")
 
     @field_validator("content_url")
@@ -65,7 +81,7 @@ class Settings(Shared):
         "`?ssl_ca_certs=FILE` where the certificate's authority is your own. With "
         "`MODERATION_SENTINEL_MASTER` set, the host part lists the Sentinels: `redis://host1:26379,host2:26379/0`.",
     )
-    sentinel_master: str | None = Field(None, description="name of the master that the Sentinels watch")
+    sentinel_master: MaybeText = Field(None, description="name of the master that the Sentinels watch")
     not_found_retry_s: Seconds = Field(30.0, description="how long a missing picture is looked for again")
     fetch_failed_retry_s: Seconds = Field(3600.0, description="how long a broken content store is tried again")
 
@@ -74,7 +90,7 @@ class Settings(Shared):
         description="`auto` takes the fastest that was checked against fp32; `int8` is for the CPU, `bf16` for a "
         "device that multiplies it natively",
     )
-    engines_dir: Path | None = Field(
+    engines_dir: MaybeFolder = Field(
         None,
         description="where compiled engines are kept, for this user alone: they are programs, so not in the store; "
         "by default `moderation-worker` in `$XDG_CACHE_HOME`, else in `~/.cache`",
@@ -124,7 +140,7 @@ class Settings(Shared):
     takeover_idle_s: PositiveSeconds = Field(15.0, description="a claim not refreshed for so long is taken over")
     drain_s: Seconds = Field(10.0, description="how long a stopping worker goes on with what it holds")
 
-    metrics_host: str = Field("127.0.0.1", description="where `/metrics`, `/healthz` and `/readyz` listen")
+    metrics_host: Text = Field("127.0.0.1", description="where `/metrics`, `/healthz` and `/readyz` listen")
     metrics_port: int = Field(9101, ge=0, le=65535, description="their port; 0 switches them off")
     exporter_port: int = Field(9201, ge=1, le=65535, description="`/metrics` of `moderation exporter`")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="what is logged")
@@ -136,11 +152,6 @@ class Settings(Shared):
         if 0 < most < TASK_IDS_MAX:
             raise ValueError(f"must be 0, or at least {TASK_IDS_MAX}, as many as one Celery task may carry")
         return most
-
-    @field_validator("sentinel_master")
-    @classmethod
-    def _empty_is_none(cls, name: str | None) -> str | None:
-        return name or None  # compose files pass on what is not set as an empty text
 
     @field_validator("redis_url")
     @classmethod

@@ -14,12 +14,31 @@ from tests.support.worker import free_port
 from worker.health import MOST_CONNECTIONS, HealthServer
 
 
+def _ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.fixture
 def port() -> Iterator[int]:
     """Of a server that is well."""
     made = free_port()
     server = HealthServer("127.0.0.1", made, CollectorRegistry(), healthy=lambda: None, ready=lambda: None)
     yield made
+    server.close()
+
+
+@pytest.mark.skipif(not _ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_it_listens_on_an_ipv6_address(host: str) -> None:
+    """As pods of a cluster that has nothing else must."""
+    made = free_port()
+    server = HealthServer(host, made, CollectorRegistry(), healthy=lambda: None, ready=lambda: None)
+    with urllib.request.urlopen(f"http://[::1]:{made}/healthz", timeout=5) as answer:
+        assert answer.read() == b"ok\n"
     server.close()
 
 

@@ -20,6 +20,8 @@ OUT_OF_RANGE = {
     "fetch_threads": ["0", "1025", "many"],
     "not_found_retry_s": ["-1", "nan", "inf", ""],
     "fetch_failed_retry_s": ["-1", "nan", "inf", "an hour"],
+    "weights_dir": [""],
+    "metrics_host": [""],
     "device": ["gpu", "CPU", ""],
     "precision": ["fp16", "tf32", ""],
     "max_batch": ["0", "4097", "-1", ""],
@@ -44,7 +46,7 @@ OUT_OF_RANGE = {
     "log_level": ["debug", "ALL", ""],
 }
 # Any text is a good value: what it names is looked for by whoever uses it.
-ANY_TEXT = {"sentinel_master", "engines_dir", "weights_dir", "metrics_host"}
+ANY_TEXT = {"sentinel_master", "engines_dir"}
 
 
 @pytest.fixture(autouse=True)
@@ -122,10 +124,11 @@ def test_a_dotenv_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
         settings.load()
 
 
-def test_an_empty_sentinel_master_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["sentinel_master", "engines_dir"])
+def test_an_empty_text_is_none_where_none_may_be(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compose files pass on what is not set as an empty text."""
-    monkeypatch.setenv("MODERATION_SENTINEL_MASTER", "")
-    assert settings.load().sentinel_master is None
+    monkeypatch.setenv(f"MODERATION_{name.upper()}", "")
+    assert settings.load().model_dump()[name] is None
 
 
 def test_settings_are_frozen() -> None:

@@ -25,6 +25,7 @@ def test_a_shared_variable_has_one_default(name: str) -> None:
         ("FETCH_TIMEOUT_S", "0"),
         ("FETCH_THREADS", "0"),
         ("DEVICE", "abacus"),
+        ("WEIGHTS_DIR", ""),
     ],
 )
 def test_what_one_side_refuses_so_does_the_other(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +35,10 @@ def test_what_one_side_refuses_so_does_the_other(name: str, value: str, monkeypa
         with pytest.raises(UsageError, match=f"^MODERATION_{name}") as raised:
             load()
         assert "geheim" not in str(raised.value)
+
+
+def test_an_empty_cache_folder_is_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the working folder: compose files pass on what is not set as an empty text."""
+    monkeypatch.setenv("MODERATION_CACHE_DIR", "")
+    assert trainers.load_settings().cache_dir is None
+    assert trainers.cache_folder(None).name == "moderation-trainer"
