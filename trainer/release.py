@@ -167,12 +167,14 @@ def known(store: WeightsStore, version_id: str) -> Manifest:
     return store.manifest(version_id)
 
 
-def show_versions(store: WeightsStore, console: Console) -> None:
-    """Print the versions, oldest first: a table on a terminal, tab-separated lines elsewhere. UsageError where there is
-    no store: an empty list would say that nothing serves."""
+def show_versions(store: WeightsStore, console: Console, say: Callable[[str], None] = lambda sentence: None) -> None:
+    """Print the versions, oldest first: a table on a terminal, tab-separated lines elsewhere; `say` hears what is wrong
+    with what names the champion. UsageError where there is no store: an empty list would say that nothing serves."""
     if not store.root.is_dir():
         raise UsageError(f"There is no weights store {store.root.absolute()}: name the one that workers serve from.")
-    champion, challenger = store.champion(), store.challenger()
+    champion, challenger = _named(store.champion_on_record, say), _named(store.challenger, say)
+    if champion is not None and champion not in store.versions():
+        say(f"The champion {champion} is not among them: copy it into the store again, or promote another.")
     header = ("version", "role", "test accuracy", "ban threshold", "recipe", "base", "created", "by")
     manifests, damaged = [], []
     for version_id in store.versions():
@@ -192,6 +194,15 @@ def show_versions(store: WeightsStore, console: Console) -> None:
     for row in rows:
         table.add_row(*map(escape, row), style="bold" if row[1] == "champion" else "")
     console.print(table)
+
+
+def _named(read: Callable[[], str | None], say: Callable[[str], None]) -> str | None:
+    """The version that a file names; where that is damaged or lost, the list is what one looks into for what to do."""
+    try:
+        return read()
+    except WeightsError as error:
+        say(str(error))
+        return None
 
 
 def _role(version_id: str, champion: str | None, challenger: str | None) -> str:

@@ -1,6 +1,7 @@
 """What happens to versions once they exist, on a store of real files: the gate's outcomes, rollbacks, damage, lists."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -134,6 +135,39 @@ def test_the_list_shows_the_others_where_one_version_is_damaged(store: WeightsSt
     assert "champion" in lines[champion] and "challenger" not in lines[champion]
     assert "damaged" in lines[damaged]
     assert "ada [/ops] [team]" in lines[odd]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda file: file.unlink(), "The file champion is missing"),
+        (lambda file: file.write_text("garbage"), "holds no version id"),
+        (lambda file: file.write_text("vgg11-000000000000\n"), "vgg11-000000000000 is not among them"),
+    ],
+)
+def test_the_list_tells_of_a_champion_that_is_lost(
+    store: WeightsStore, spoil: Callable[[Path], object], sentence: str
+) -> None:
+    """And shows the versions all the same, for one of them is to be put back."""
+    first, (second, _) = champion_of(store), others(store)
+    store.promote(second, by="ada", why="better")
+    spoil(store.root / "champion")
+    shown, said = io.StringIO(), list[str]()
+    release.show_versions(store, Console(file=shown, width=250), said.append)
+    assert all(version in shown.getvalue() for version in (first, second))
+    assert len(said) == 1 and sentence in said[0]
+
+
+def test_who_rolls_back_is_told_of_a_champion_that_is_lost(store: WeightsStore) -> None:
+    """Not that there is none to go back to; nothing changes."""
+    champion_of(store)
+    second, _ = others(store)
+    store.promote(second, by="ada", why="better")
+    (store.root / "champion").unlink()
+    before = store.history()
+    with pytest.raises(WeightsError, match=f"missing in .* put it back with `echo {second} >"):
+        release.rollback(store, by="ada", why="worse")
+    assert store.history() == before and store.champion() is None
 
 
 def test_versions_that_are_each_a_little_worse_do_not_slide_for_ever(

@@ -17,8 +17,9 @@ def list_versions(weights: Path | None) -> None:
     from rich.console import Console
 
     from trainer import release
+    from trainer.progress import Reporter
 
-    release.show_versions(open_store(weights), Console(file=sys.stdout, highlight=False))
+    release.show_versions(open_store(weights), Console(file=sys.stdout, highlight=False), Reporter().say)
 
 
 @click.command()

@@ -95,10 +95,10 @@ class WeightsStore(VersionStore):
     def rollback(self, *, by: str, why: str) -> str:
         """Puts the champion before this one back into service and returns its id; again goes one further back.
 
-        UsageError where there is none, WeightsError where it cannot be served any more.
+        UsageError where there is none, WeightsError where it cannot be served any more, or as `champion_on_record`.
         """
         with stored.locked(self.root):
-            champion = self.champion()
+            champion = self.champion_on_record()
             trail = histories.trail(self.history(), champion)
             if champion is None or len(trail) < 2:
                 raise UsageError(
