@@ -18,7 +18,8 @@ UPLOADS = 8
 
 
 def test_an_upload_waits_for_one_batch_of_backfill_at_most(place: Place) -> None:
-    """Between an upload's submission and its verdict no more of the backfill is judged than one batch holds.
+    """Between an upload's submission and its verdict no more of the backfill is judged than one batch holds, and one
+    that was claimed after the upload and fetched before it.
 
     Uploads come one by one into the middle of a backlog, and the backlog is not empty at the end.
     """
@@ -43,7 +44,7 @@ def test_an_upload_waits_for_one_batch_of_backfill_at_most(place: Place) -> None
         ]
         between.append(mine - before - 1)
     assert raw.xlen("moderation:backfill") > 0, "the backlog was over too soon, or this proves nothing"
-    assert max(between) <= BATCH, between
+    assert max(between) <= BATCH + 1, between
     assert max(between) > 0, "no backfill was in work"
 
 
