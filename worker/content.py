@@ -63,17 +63,23 @@ class ContentStore:
         # Over HTTP the size may be unknown or untrue: stream, do not ask for ranges. A size that seems known spares
         # the look before each picture, which takes a request and makes every fault of the server a FileNotFoundError.
         self._open_options: dict[str, Any] = {"block_size": 0, "size": 1} if scheme in ("http", "https") else {}
+        self._folder: Path | None = None
         if scheme in ("file", "local"):
             self._fs = None  # a file is opened directly: fsspec's own opener takes several times as long as the read
-            folder = Path(self._path.partition("{content_id}")[0] + "x").parent
-            if not os.path.isdir(folder):  # unlike Path's own, False also for a name that is too long
-                raise UsageError(f"The content folder {folder} is not there: create it, or set MODERATION_CONTENT_URL.")
+            self._folder = Path(self._path.partition("{content_id}")[0] + "x").parent
+            if not os.path.isdir(self._folder):  # unlike Path's own, False also for a name that is too long
+                raise UsageError(
+                    f"The content folder {self._folder} is not there: create it, or set MODERATION_CONTENT_URL."
+                )
 
     def fetch(self, content_id: str) -> bytes:
         """The object's bytes. Raises ContentError: `not_found`, `fetch_failed`, `too_large`."""
         try:
             data = self._read(self._path.replace("{content_id}", content_id))
         except Exception as error:
+            if self._folder is not None and not os.path.isdir(self._folder):
+                # No word on the picture: with its folder away each would be given up as not there within seconds.
+                raise ContentError("fetch_failed", "The content folder is not there.") from error
             raise _translate(error) from error
         if len(data) > self._max_bytes:
             raise ContentError("too_large", f"The object is larger than {self._max_bytes} bytes.")

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from worker.errors import WeightsError
 from worker.exporter import UNSAFE, Figures
-from worker.model import files
+from worker.model import files, pointer
 from worker.model import history as histories
 from worker.model.history import HistoryEntry
 from worker.presence import WorkerInfo
@@ -45,10 +45,11 @@ def draw(figures: Figures, promotion: HistoryEntry | str, now: datetime) -> Grou
 
 
 def last_promotion(weights: Path) -> HistoryEntry | str:
-    """The last promotion or rollback of the store; one sentence where none can be read on this machine."""
+    """The last promotion or rollback that took effect; one sentence where none can be read on this machine."""
     try:
         with files.open_inside(weights, "history.jsonl") as file:
-            entries = histories.moves(histories.parse(file.read()))
+            history = histories.parse(file.read())
+        entries = histories.in_effect(history, pointer.read(weights, "champion"))
     except files.AbsentError:
         return f"no history in {weights}; set MODERATION_WEIGHTS_DIR to the weights store to see it"
     except WeightsError as error:

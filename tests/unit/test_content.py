@@ -74,6 +74,19 @@ def test_a_local_file_is_read_up_to_the_limit(tmp_path: Path) -> None:
     assert reason(content, "folder") == "not_found"
 
 
+def test_a_local_folder_that_vanishes_says_nothing_about_pictures(tmp_path: Path) -> None:
+    """They would be given up as not there within seconds; a store that fails is tried for hours."""
+    folder = tmp_path / "mounted"
+    (folder / "ab").mkdir(parents=True)
+    content = store(f"file://{folder}/{{content_id}}/full.jpg")
+    assert reason(content, "ab") == "not_found"
+    folder.rename(tmp_path / "elsewhere")
+    assert reason(content, "ab") == "fetch_failed"
+    (tmp_path / "elsewhere" / "ab" / "full.jpg").write_bytes(b"x")
+    (tmp_path / "elsewhere").rename(folder)
+    assert content.fetch("ab") == b"x"
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("404", "not_found"), ("403", "fetch_failed"), ("500", "fetch_failed"), ("slow", "fetch_failed")],

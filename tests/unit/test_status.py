@@ -144,6 +144,16 @@ def test_a_machine_without_the_weights_store_says_so(tmp_path: Path) -> None:
     (tmp_path / "history.jsonl").write_text("{}\n")
     assert "line 1 of history.jsonl is damaged" in str(status.last_promotion(tmp_path))
     (tmp_path / "history.jsonl").write_bytes(PROMOTION.to_json() + b"\n")
+    assert status.last_promotion(tmp_path) == "none yet"
+    (tmp_path / "champion").write_text(f"{PROMOTION.to}\n")
+    assert status.last_promotion(tmp_path) == PROMOTION
+
+
+def test_a_promotion_that_a_crash_cut_short_is_not_shown(tmp_path: Path) -> None:
+    """It stands in the history before it takes effect: the one that serves is the last before it."""
+    cut_short = PROMOTION.model_copy(update={"from_": PROMOTION.to, "to": "vgg11-000000000000"})
+    (tmp_path / "history.jsonl").write_bytes(PROMOTION.to_json() + b"\n" + cut_short.to_json() + b"\n")
+    (tmp_path / "champion").write_text(f"{PROMOTION.to}\n")
     assert status.last_promotion(tmp_path) == PROMOTION
 
 

@@ -8,7 +8,6 @@ schedules: who may be promoted is for the caller to decide.
 """
 
 import contextlib
-import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from worker.errors import UsageError, WeightsError
 from worker.model import files as stored
 from worker.model import history as histories
-from worker.model import manifest as manifests
+from worker.model import pointer
 from worker.model.history import HistoryEntry
 from worker.model.versions import VersionStore
 
@@ -30,7 +29,7 @@ class WeightsStore(VersionStore):
 
     def champion(self) -> str | None:
         """The id of the version in service, None where none is. WeightsError where the file holds no version id."""
-        return self._pointer("champion")
+        return pointer.read(self.root, "champion")
 
     def champion_on_record(self) -> str | None:
         """The champion, or the version that a first promotion, which a crash cut short, was to make it; None only where
@@ -54,7 +53,7 @@ class WeightsStore(VersionStore):
 
     def challenger(self) -> str | None:
         """The id of the version that waits to be promoted, if any; workers do not read it. Errors as `champion`."""
-        return self._pointer("challenger")
+        return pointer.read(self.root, "challenger")
 
     def promote(
         self,
@@ -141,15 +140,3 @@ class WeightsStore(VersionStore):
     def _append(self, said: Mapping[str, Any]) -> None:
         entry = HistoryEntry.model_validate({"at": datetime.now(UTC), **said})
         stored.append_line(self.root / "history.jsonl", entry.to_json())
-
-    def _pointer(self, name: str) -> str | None:
-        try:
-            with stored.open_inside(self.root, name, limit=200) as file:
-                version_id = file.read().decode("ascii", errors="replace").removesuffix("\n")
-        except stored.AbsentError:
-            if os.path.lexists(self.root / name):
-                raise
-            return None
-        if not manifests.VERSION_ID.fullmatch(version_id):
-            raise WeightsError(f"the file {name} in {self.root} holds no version id: write one there")
-        return version_id
