@@ -177,7 +177,8 @@ def _server(entries: list[Entry], judged: Set[str], server: redis.Redis) -> list
     with server.pipeline(transaction=False) as pipeline:
         for key in keys:
             pipeline.ttl(key)
-        endless = {key for key, ttl in zip(keys, pipeline.execute(), strict=True) if ttl < 0}
+        # -1 is no TTL; -2 has run out since it was found, such as what a dead worker said of itself.
+        endless = {key for key, ttl in zip(keys, pipeline.execute(), strict=True) if ttl == -1}
     said += [f"{key} has no TTL" for key in sorted(endless - LASTING)]
     documents = {key.removeprefix("moderation:verdict:") for key in keys if key.startswith("moderation:verdict:")}
     if documents != judged:
