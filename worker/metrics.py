@@ -45,6 +45,11 @@ class Metrics:
             "moderation_enqueue_to_verdict_seconds", "From enqueuing to the verdict, on Redis's clock.",
             buckets=LATENCY_BUCKETS, registry=self.registry,
         )  # fmt: skip
+        self.upload_latency = Histogram(
+            "moderation_upload_to_verdict_seconds",
+            "From enqueuing to the verdict, of uploads only: backfill may wait for days.",
+            buckets=LATENCY_BUCKETS, registry=self.registry,
+        )  # fmt: skip
         self.stage = Histogram(
             "moderation_stage_seconds", "Seconds a picture (forward, publish: a batch) spent in a stage.", ["stage"],
             buckets=STAGE_BUCKETS, registry=self.registry,
@@ -111,9 +116,11 @@ class Metrics:
         for cause in RESTART_CAUSES:
             self.restarts.labels(cause)
 
-    def published(self, document: Verdict | Undecided, latency_s: float) -> None:
+    def published(self, document: Verdict | Undecided, latency_s: float, *, backfill: bool) -> None:
         """Counts a verdict that took effect."""
         self.latency.observe(max(0.0, latency_s))
+        if not backfill:
+            self.upload_latency.observe(max(0.0, latency_s))
         if isinstance(document, Undecided):
             for reason in document.reasons:
                 self.undecided.labels(reason).inc()

@@ -157,7 +157,8 @@ class Outbox:
 
     def _count(self, outcome: Outcome, became: Published) -> None:
         if became.document is not None:
-            self._metrics.published(became.document, (became.at_ms - outcome.entry.enqueued_ms) / 1000)
+            latency_s = (became.at_ms - outcome.entry.enqueued_ms) / 1000
+            self._metrics.published(became.document, latency_s, backfill=outcome.entry.backfill)
         elif became.result == "duplicate":
             self._metrics.duplicates.inc()
         elif became.result == "unchanged":

@@ -59,10 +59,10 @@ SERVICE = Board(
             "Latency",
             (
                 Panel(
-                    "From enqueuing to the verdict",
+                    "From an upload to its verdict",
                     (
-                        ("moderation:enqueue_to_verdict_seconds:p50_5m", "median"),
-                        ("moderation:enqueue_to_verdict_seconds:p99_5m", "99 %"),
+                        ("moderation:upload_to_verdict_seconds:p50_5m", "median"),
+                        ("moderation:upload_to_verdict_seconds:p99_5m", "99 %"),
                     ),
                     "s",
                     width=12,

@@ -217,6 +217,28 @@ def test_the_client_refuses_what_is_malformed(busy_place: Place) -> None:
     assert busy_place.broker.client().xinfo_stream("moderation:uploads")["entries-added"] == before
 
 
+def test_how_long_uploads_took_is_told_apart_from_backfill(busy_place: Place) -> None:
+    """Backfill may wait for days: together with it nothing could be said of what people wait for."""
+    worker = busy_place.workers[0]
+
+    def of_backfill() -> float:
+        everything, uploads = (
+            worker.metric(f"moderation_{what}_to_verdict_seconds_count") for what in ("enqueue", "upload")
+        )
+        return everything - uploads
+
+    before = of_backfill()
+    backfilled = [busy_place.add() for _ in range(5)]
+    busy_place.client.submit(backfilled, backfill=True)
+    busy_place.client.wait(backfilled, 60)
+    uploads = worker.metric("moderation_upload_to_verdict_seconds_count")
+    busy_place.judge([busy_place.add() for _ in range(2)])
+    wait_until(
+        lambda: worker.metric("moderation_upload_to_verdict_seconds_count") >= uploads + 2, "two more uploads counted"
+    )
+    wait_until(lambda: of_backfill() == before + 5, "five of backfill counted, and not as uploads")
+
+
 def test_metrics_and_probes(busy_place: Place) -> None:
     """The contract's names are there, with what happened in them; the probes answer."""
     worker = busy_place.workers[0]
@@ -232,7 +254,7 @@ def test_metrics_and_probes(busy_place: Place) -> None:
     text = worker.get("/metrics")[1]
     for name in (
         "moderation_verdicts_total", "moderation_decisions_total", "moderation_undecided_total",
-        "moderation_enqueue_to_verdict_seconds_bucket",
+        "moderation_enqueue_to_verdict_seconds_bucket", "moderation_upload_to_verdict_seconds_bucket",
         "moderation_stage_seconds_bucket", "moderation_batch_images_bucket", "moderation_risked_probability_bucket",
         "moderation_weights_info", "moderation_weights_loads_total", "moderation_duplicates_total",
         "moderation_reclaimed_total", "moderation_decoder_restarts_total",
