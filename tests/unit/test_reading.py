@@ -226,15 +226,16 @@ def test_exif_orientation_is_applied(orientation: int, size: tuple[int, int]) ->
     assert np.abs(decoded.frames[0] - as_shown(data)).max() <= 1
 
 
-def exif_block(*tags: tuple[int, int, int, int], order: str = "<") -> bytes:
-    """An EXIF block whose only directory has these tags: (tag, type, count, value)."""
+def exif_block(*tags: tuple[int, int, int, int], order: str = "<", entries: int | None = None) -> bytes:
+    """An EXIF block whose only directory has these tags: (tag, type, count, value); `entries`: how many it claims."""
     packed = [
         struct.pack(f"{order}HHI", *tag[:3])
         + struct.pack(f"{order}{'HH' if tag[1] == 3 else 'I'}", *((tag[3], 0) if tag[1] == 3 else tag[3:]))
         for tag in tags
     ]
     head = {"<": b"II*\0", ">": b"MM\0*"}[order]
-    return b"Exif\0\0" + head + struct.pack(f"{order}IH", 8, len(tags)) + b"".join(packed) + b"\0" * 4
+    count = struct.pack(f"{order}H", len(tags) if entries is None else entries)
+    return b"Exif\0\0" + head + struct.pack(f"{order}I", 8) + count + b"".join(packed) + b"\0" * 4
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -254,6 +255,19 @@ def test_orientation_is_what_browsers_read(order: str, tags: list[tuple[int, int
     judged = seen(encoded(image, "PNG", exif=exif_block(*tags, order=order))).frames
     shown = image if upright else image.rotate(180)
     assert (judged == seen(encoded(shown, "PNG")).frames).all()
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(exif_block((0x0110, 4, 1, 7), (0x0112, 3, 1, 3), entries=1), id="behind the directory's end"),
+        pytest.param(exif_block((0x0112, 3, 1, 3)).replace(b"II*", b"XX*"), id="neither byte order"),
+    ],
+)
+def test_what_is_no_tag_of_the_directory_turns_nothing(block: bytes) -> None:
+    """Or a picture is judged mirrored or upside down that everybody sees upright."""
+    image = noise(300, 300)
+    assert (seen(encoded(image, "PNG", exif=block)).frames == seen(encoded(image, "PNG")).frames).all()
 
 
 def test_orientation_in_xmp_is_ignored() -> None:
@@ -371,6 +385,12 @@ def test_a_transparent_frame_hides_no_other() -> None:
     judged = seen(flat_animation([chalk, *others])).frames[:, 0, 0, :]
     assert len(judged) == 9
     assert {(0, 0, at) for at in range(30, 240, 30)} <= {tuple(map(int, colour)) for colour in judged}
+
+
+@pytest.mark.parametrize(("level", "shown"), [(128, 0), (129, 1), (65406, 254), (65407, 255)])
+def test_16_bits_become_the_nearest_level(level: int, shown: int) -> None:
+    """White stays white, and nothing is cut off: 65,535 is 255 * 257."""
+    assert centre(encoded(Image.fromarray(np.full((40, 40), level, np.uint16)), "PNG")) == (shown,) * 3
 
 
 def test_transparent_16_bit_level_lies_on_white() -> None:
