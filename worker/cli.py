@@ -25,6 +25,7 @@ from worker.health import HealthServer
 logger = logging.getLogger(__name__)
 
 EXIT_ERROR = 2
+INTERRUPTED = 128 + signal.SIGINT  # as shells say it
 WAIT_TIMEOUT_S = 3600.0
 # In a worker's environment, where it is this process's own: which GPU its variables have been set for.
 PINNED = "_MODERATION_PINNED_TO_GPU"
@@ -65,6 +66,9 @@ class _Cli(click.Group):
         except BrokenPipeError:  # the reader of our output, such as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(INTERRUPTED)
 
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
@@ -152,7 +156,11 @@ def submit(
     if rescan and wait:
         raise click.UsageError("A rescan that changes nothing writes nothing to wait for: leave out --wait.")
     client = Moderation()
-    count = client.submit(wanted, backfill=backfill, rescan=rescan, durable=durable, patience_s=patience)
+    try:
+        count = client.submit(wanted, backfill=backfill, rescan=rescan, durable=durable, patience_s=patience)
+    except KeyboardInterrupt:
+        click.echo("A part may be enqueued: submit all of them again, which costs nothing.", err=True)
+        raise
     click.echo(f"{count} submitted", err=True)
     if wait:
         found: Mapping[str, Any] = {}

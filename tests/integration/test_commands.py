@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -50,6 +51,34 @@ def test_submit_and_wait_prints_verdicts(busy_place: Place) -> None:
     assert {json.loads(line.partition(" ")[2])["content_id"] for line in lines} >= set(ids)
     later = moderation(busy_place.broker, "verdicts", "--after", lines[-2].partition(" ")[0])
     assert later.stdout.splitlines() == lines[-1:]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("submit", *(f"id{number}" for number in range(257)), "--patience", "60"), "submit all of them again"),
+        (("verdicts", "--follow"), "interrupted"),
+    ],
+    ids=["submit", "follow"],
+)
+def test_ctrl_c_is_told_apart_from_no_verdict(broker: Broker, words: tuple[str, ...], said: str) -> None:
+    """Exit 130, as a shell says it, for 1 is a verdict that is not there; and what became of a submission."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "worker.cli", *words],
+        cwd=REPOSITORY,
+        # The last finds no room in the intake, and waits for some.
+        env=os.environ | {"MODERATION_REDIS_URL": broker.url, "MODERATION_INTAKE_MAX": "256"},
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in a shell's background inherits an ignored SIGINT; a person's Ctrl-C does not meet one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    at_work = "xadd" if words[0] == "submit" else "xread"
+    wait_until(lambda: f"cmdstat_{at_work}" in broker.client().info("commandstats"), "the command to be at work", 30)
+    process.send_signal(signal.SIGINT)
+    heard = process.communicate(timeout=30)[1]
+    assert process.returncode == 130, heard
+    assert said in heard and "Traceback" not in heard
 
 
 def test_what_came_in_time_is_printed(busy_place: Place) -> None:
