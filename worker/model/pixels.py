@@ -4,7 +4,7 @@ import struct
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 
 _UPRIGHT: Final = {
     1: None,
@@ -64,7 +64,7 @@ def straight(image: Image.Image) -> Image.Image:
     """`image` of any of Pillow's modes as RGB, or as RGBA where something behind it would show through.
 
     16-bit grey is scaled to 8 bits (divided by 257), as is 32-bit integer, clipped to 16 bits first; float is
-    clipped to 0..255. LAB goes through Pillow's colour management, all else through its own conversion.
+    clipped to 0..255. All else goes through Pillow's own conversion.
     """
     mode = image.mode
     if mode.startswith("I"):
@@ -72,9 +72,6 @@ def straight(image: Image.Image) -> Image.Image:
     elif mode == "F":
         levels = np.nan_to_num(np.asarray(image, np.float32), nan=0.0)
         image = Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
-    elif mode == "LAB":
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        image = ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, "LAB", "RGB")) or image
     if mode == "La":
         image = image.convert("LA")
     # Converting to the mode an image already has would copy it: 256 MB where it has 64 million pixels.
