@@ -107,6 +107,19 @@ def read_stream(
     return reply[0][1] if reply else []
 
 
+def begins_after(client: redis.Redis, stream: str, entry_id: str) -> bool:
+    """Whether a stream begins later than an entry ID that is not 0: what was in between, if anything, is gone."""
+    if not any(place := _place(entry_id)):
+        return False
+    first = read_stream(client, stream, "0", 1)
+    return bool(first) and _place(first[0][0].decode()) > place
+
+
+def _place(entry_id: str) -> tuple[int, int]:
+    ms, _, number = entry_id.partition("-")
+    return int(ms), int(number or 0)
+
+
 def range_stream(
     client: redis.Redis, stream: str, first: bytes | str, last: bytes | str = "+", count: int = 1
 ) -> list[StreamEntry]:

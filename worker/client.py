@@ -4,6 +4,7 @@ Needs neither torch nor Pillow, knows nothing of workers: it writes the intake s
 """
 
 import itertools
+import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,8 @@ from worker import bus, connection, corrections, settings
 from worker.corrections import Correction
 from worker.errors import IntakeFullError, UnavailableError, UsageError, WaitedError
 from worker.verdict import Undecided, Verdict, check_content_id, read
+
+logger = logging.getLogger(__name__)
 
 # IDs added in one step of the server's; more makes no difference to speed and holds others up.
 SUBMIT_CHUNK = 250
@@ -137,11 +140,16 @@ class Moderation:
         """Every effective verdict in order, as (entry ID, verdict); entries that are none are left out.
 
         Keep the last entry ID and give it as `after` to go on from there; `0` starts as far back as the stream
-        reaches, `$` at its end. With `follow` it never ends and waits for new ones.
+        reaches, `$` at its end. With `follow` it never ends and waits for new ones. Where the stream begins later
+        than `after`, a warning is logged: verdicts may have been missed.
         """
         if after == "$":
             after = self._newest().decode()
         bus.check_entry_id(after)
+        if bus.begins_after(self._redis, bus.VERDICTS, after):
+            logger.warning(
+                "the stream of verdicts begins after %s: what came in between, if anything, has run out", after
+            )
         while True:
             block_ms = WAIT_BLOCK_MS if follow else None
             entries = bus.read_stream(self._redis, bus.VERDICTS, after, READ_CHUNK, block_ms)

@@ -81,6 +81,18 @@ def test_ctrl_c_is_told_apart_from_no_verdict(broker: Broker, words: tuple[str, 
     assert said in heard and "Traceback" not in heard
 
 
+def test_a_reader_that_was_away_for_too_long_is_told(broker: Broker, run: Run) -> None:
+    """The stream reaches back for a week: who comes later has missed verdicts, bans among them, and would not know."""
+    raw = broker.client()
+    for number in range(1, 4):
+        raw.xadd("moderation:verdicts", {"content_id": f"c{number}"}, id=f"{number}000-5")
+    raw.xtrim("moderation:verdicts", minid="2000-5", approximate=False)
+    for after, missed in (("1000-5", True), ("2000-4", True), ("2000-5", False), ("3000", False), ("0", False)):
+        done = run("verdicts", "--after", after)
+        assert done.returncode == 0, done.stderr
+        assert ("has run out" in done.stderr) == missed, (after, done.stderr)
+
+
 def test_what_came_in_time_is_printed(busy_place: Place) -> None:
     """One that is late keeps nobody from the others' verdicts; the exit code and the sentence are its."""
     ids = ["-first", busy_place.add(label="risked")]
