@@ -146,13 +146,15 @@ class Moderation:
         if after == "$":
             after = self._newest().decode()
         bus.check_entry_id(after)
-        if bus.begins_after(self._redis, bus.VERDICTS, after):
-            logger.warning(
-                "the stream of verdicts begins after %s: what came in between, if anything, has run out", after
-            )
+        behind = True
         while True:
             block_ms = WAIT_BLOCK_MS if follow else None
             entries = bus.read_stream(self._redis, bus.VERDICTS, after, READ_CHUNK, block_ms)
+            if behind and bus.begins_after(self._redis, bus.VERDICTS, after):
+                logger.warning(
+                    "the stream of verdicts begins after %s: what came in between, if anything, has run out", after
+                )
+            behind = len(entries) == READ_CHUNK  # others run out while it reads
             for entry_id, fields in entries:
                 after = entry_id.decode()
                 document = read(fields.get(b"verdict"))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime
-from itertools import cycle, repeat
+from itertools import cycle, islice, repeat
 from typing import Any
 
 import pytest
@@ -39,6 +39,23 @@ def decided(label: str, *, ban: bool = False, **changed: Any) -> Verdict:
 def undecided(reason: str = "unreadable", **changed: Any) -> Undecided:
     """An undecided outcome on `a`, usual but for what is named."""
     return Undecided(content_id="a", placement="held", reasons=(reason,), **{**SAID, **changed})
+
+
+def test_a_reader_past_whom_verdicts_run_out_is_told(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, and not while all is read in time: a slow reader misses bans as one does who was away."""
+    raw, document = broker.client(), decided("approved", decided_at=NOW).to_json()
+    for number in range(1, 1501):
+        raw.xadd(bus.VERDICTS, {"verdict": document}, id=f"{number}-1")
+    client = Moderation(broker.url)
+    reader = client.verdicts()
+    next(reader)
+    raw.xtrim(bus.VERDICTS, minid="400-1", approximate=False)
+    assert len(list(islice(reader, 499))) == 499
+    assert not caplog.messages, "the first chunk was read before"
+    raw.xtrim(bus.VERDICTS, minid="1000-1", approximate=False)
+    assert [entry_id for entry_id, _ in reader] == [f"{number}-1" for number in range(1000, 1501)]
+    client.close()
+    assert [message.partition(":")[0] for message in caplog.messages] == ["the stream of verdicts begins after 500-1"]
 
 
 class Desk:
