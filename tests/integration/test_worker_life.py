@@ -145,6 +145,19 @@ def test_what_a_killed_worker_held_is_taken_over(place: Place) -> None:
     ids = [place.add() for _ in range(600)]
     place.client.submit(ids)
     wait_until(lambda: first.metric("moderation_verdicts_total") > 5, "the first worker's first verdicts")
+
+    def stands_still_with_claims() -> bool:
+        """Stopped, it keeps what it holds until the kill; going, it may be between two claims, or done."""
+        first.process.send_signal(signal.SIGSTOP)
+        holders = place.broker.client().xpending("moderation:uploads", "moderation")["consumers"]
+        if any(f"-{first.process.pid}-" in holder["name"].decode() for holder in holders):
+            return True
+        first.process.send_signal(signal.SIGCONT)
+        ids.append(place.add())
+        place.client.submit(ids[-1])
+        return False
+
+    wait_until(stands_still_with_claims, "the first worker to hold something")
     first.kill()
     place.client.wait(ids, 90)
     assert sorted(place.entries()) == sorted(ids)
