@@ -105,3 +105,15 @@ def test_risked_pictures_lost_refuse_though_accuracy_gains() -> None:
     labels = np.array([2] * 6 + [1] * 6 + [UNLABELLED] * 108)
     agreement = compare(RULES["bf16"], reference, candidate, labels=labels)
     assert (agreement.lost, agreement.won, agreement.risked_lost, agreement.refusal) == (6, 6, 6, "recall")
+
+
+def test_recall_goes_by_the_ban_threshold_where_risked_is_not_the_likeliest() -> None:
+    """Published as risked by float32 at 0.32, as approved by the candidate at 0.29: near enough to be no flip."""
+    reference, candidate = clear(120), clear(120)
+    reference[:12], candidate[:12] = [0.62, 0.06, 0.32], [0.64, 0.07, 0.29]
+    labels = np.array([2] * 12 + [UNLABELLED] * 108)
+    agreement = compare(RULES["bf16"], reference, candidate, labels=labels, ban_threshold=0.3)
+    assert (agreement.flips, agreement.lost, agreement.risked_lost) == (0, 12, 12)
+    assert agreement.refusal in ("accuracy", "recall")
+    gained = compare(RULES["bf16"], candidate, reference, labels=labels, ban_threshold=0.3)
+    assert (gained.risked_won, gained.refusal) == (12, None)

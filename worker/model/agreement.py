@@ -94,7 +94,8 @@ def compare(
     """Compares probabilities [pictures, 3] of the same pictures; `labels` [pictures] may be UNLABELLED.
 
     A flip is another likeliest label where float32's best two are more than the margin apart, or another side of the
-    ban threshold where float32's p(risked) is more than the margin away from it.
+    ban threshold where float32's p(risked) is more than the margin away from it. What is lost and won goes by the label
+    that is published, which is risked from the ban threshold on, whatever is likeliest.
     """
     best_two = np.sort(reference, axis=1)[:, -2:]
     clear = best_two[:, 1] - best_two[:, 0] > rule.margin
@@ -103,6 +104,7 @@ def compare(
     if ban_threshold is not None:
         p, q = reference[:, RISKED], candidate[:, RISKED]
         flipped |= (np.abs(p - ban_threshold) > rule.margin) & ((p >= ban_threshold) != (q >= ban_threshold))
+        chosen, other = np.where(p >= ban_threshold, RISKED, chosen), np.where(q >= ban_threshold, RISKED, other)
     known = np.full(len(reference), UNLABELLED) if labels is None else labels
     lost = (known == chosen) & (known != other)
     won = (known == other) & (known != chosen)
