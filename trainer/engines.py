@@ -47,24 +47,26 @@ class ForEngines:
 
 @dataclass(frozen=True)
 class Known:
-    """What an earlier version has of it already: `ranges`, none if empty; `pictures`, and the frames in them."""
+    """What an earlier version has of it already: `ranges`, none if empty; `pictures`, and what is in them."""
 
     ranges: dict[str, tuple[float, float]]
     pictures: FileRef | None
     frames: Frames
+    labels: IntArray
 
 
-NOTHING: Final = Known({}, None, np.zeros((0, 0, 0, 3), np.uint8))
+NOTHING: Final = Known({}, None, np.zeros((0, 0, 0, 3), np.uint8), np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
 class Whole:
-    """A network with its head: all that decides probabilities. `state` is its whole state dict."""
+    """A network with its head and ban threshold: all that decides what is published. `state`: its whole state dict."""
 
     network: Network
     state: Mapping[str, Tensor]
     preprocessing: Preprocessing
     temperature: float
+    ban_threshold: float | None
 
 
 def prepare(
@@ -88,7 +90,7 @@ def prepare(
         calibrated_on, _ = sample_frames(trained_on, decoders, CALIBRATION_PICTURES)
         with reporter.track("Ranges for int8", len(calibrated_on)) as advance:
             ranges = int8.calibrate(body, calibrated_on, whole.preprocessing, advance) if len(calibrated_on) else {}
-    pictures, frames = known.pictures, known.frames
+    pictures, frames, labels = known.pictures, known.frames, known.labels
     if pictures is None or len(frames) < min(CHECK_PICTURES, len(tested_on)):
         frames, labels = sample_frames(tested_on, decoders, CHECK_PICTURES)
         if not len(frames):
@@ -98,7 +100,7 @@ def prepare(
     checks = {}
     for each in sorted(filter(devices.native_bf16, compared), key=str):
         with reporter.track(f"{each.type}-bf16 compared with fp32", 2 * len(frames)) as advance:
-            checks[f"{each.type}-bf16"] = check_bf16(whole, frames, each, advance)
+            checks[f"{each.type}-bf16"] = check_bf16(whole, frames, labels, each, advance)
     return ForEngines(checks, ranges, pictures)
 
 
@@ -116,16 +118,20 @@ def known_from(store: WeightsStore, champion: str | None, base: BaseRef, preproc
         return NOTHING
     ranges = dict(manifest.activation_ranges)
     try:
-        return Known(ranges, manifest.check_pictures, check_pictures.read(store, manifest)[0])
+        return Known(ranges, manifest.check_pictures, *check_pictures.read(store, manifest))
     except WeightsError:  # lost or damaged: new ones are stored
-        return Known(ranges, None, NOTHING.frames)
+        return Known(ranges, None, NOTHING.frames, NOTHING.labels)
 
 
 def check_bf16(
-    whole: Whole, frames: Frames, device: torch.device, advance: Callable[[int], None] = lambda count: None
+    whole: Whole,
+    frames: Frames,
+    labels: IntArray,
+    device: torch.device,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> EngineCheck:
-    """Compare bfloat16 with float32 on `device` for uint8 frames [N, H, W, 3], one a picture, as the worker runs
-    them. `advance` hears of each batch, twice `N` in all."""
+    """Compare bfloat16 with float32 on `device` for uint8 frames [N, H, W, 3], one a picture, and their labels [N], as
+    the worker runs them and holds them against each other. `advance` hears of each batch, twice `N` in all."""
     head = worker_engines.head_of(whole.network, whole.state, whole.temperature, device)
 
     @torch.inference_mode()
@@ -139,7 +145,8 @@ def check_bf16(
             advance(len(part))
         return np.concatenate(judged)
 
-    return compare(RULES["bf16"], probabilities("fp32"), probabilities("bf16")).check()
+    by_both = probabilities("fp32"), probabilities("bf16")
+    return compare(RULES["bf16"], *by_both, labels=labels, ban_threshold=whole.ban_threshold).check()
 
 
 def sample_frames(pictures: Sequence[Picture], decoders: DecoderPool, count: int) -> tuple[Frames, IntArray]:

@@ -104,7 +104,8 @@ def _draft(
     """The manifest, and in the store what it names: the base, and the pictures that engines are compared on."""
     start, store, device, calibration = run.start, run.store, run.frozen.device, judged.calibration
     base = start.kept or store.add_base(start.base, start.source)
-    whole = engines.Whole(start.network, state_dict(start.base, delta), start.preprocessing, calibration.temperature)
+    state, temperature = state_dict(start.base, delta), calibration.temperature
+    whole = engines.Whole(start.network, state, start.preprocessing, temperature, calibration.ban_threshold)
     tested_on = [*features.test.pictures, *features.held_out.pictures]
     known = engines.known_from(store, start.champion, base, start.preprocessing)
     fitted_on = features.fitted_on.pictures
@@ -113,7 +114,7 @@ def _draft(
         network=start.network.name,
         preprocessing=start.preprocessing.to_json(),
         base=base,
-        temperature=calibration.temperature,
+        temperature=temperature,
         ban_threshold=calibration.ban_threshold,
         ban_threshold_proven=calibration.ban_threshold_proven,
         review_threshold=calibration.review_threshold,

@@ -5,6 +5,7 @@ import io
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,10 @@ from worker import cores
 from worker.decode import DecoderPool
 from worker.errors import WeightsError
 from worker.model import devices
+from worker.model import engine as worker_engines
 from worker.model import network as networks
+from worker.model.agreement import UNLABELLED
+from worker.model.labels import RISKED
 from worker.model.preprocessing import Preprocessing
 from worker.model.reading import DecodeLimits
 from worker.model.tensors import state_dict
@@ -45,7 +49,7 @@ def part(base: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> Froz
 
 
 def whole(base: dict[str, torch.Tensor], head: dict[str, torch.Tensor]) -> engines.Whole:
-    return engines.Whole(SMALL, state_dict(base, head), Preprocessing(), 1.0)
+    return engines.Whole(SMALL, state_dict(base, head), Preprocessing(), 1.0, None)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +198,7 @@ def test_bfloat16_is_compared_with_float32_on_the_whole_network(base: dict[str, 
     """Forced here whatever the processor: clear pictures keep their label, and 120 pictures are enough."""
     frames = np.random.default_rng(0).integers(0, 256, (120, 32, 32, 3), np.uint8)
     head = {"1.5.weight": torch.randn(3, 32, generator=torch.Generator().manual_seed(0)), "1.5.bias": torch.zeros(3)}
-    check = engines.check_bf16(whole(base, head), frames, torch.device("cpu"))
+    check = engines.check_bf16(whole(base, head), frames, np.full(120, UNLABELLED), torch.device("cpu"))
     assert check.pictures == 120
     assert check.passed == (check.flips == 0)
     assert check.clear_pictures > 0
@@ -210,9 +214,31 @@ def test_bfloat16_that_changes_clear_labels_does_not_pass(base: dict[str, torch.
         "1.5.weight": torch.tensor(weight, dtype=torch.float32),
         "1.5.bias": torch.tensor(-weight @ inputs.mean(axis=0), dtype=torch.float32),
     }
-    check = engines.check_bf16(whole(base, head), frames, torch.device("cpu"))
+    check = engines.check_bf16(whole(base, head), frames, np.full(120, UNLABELLED), torch.device("cpu"))
     assert check.flips > 0
     assert not check.passed
+
+
+def test_bfloat16_that_loses_what_is_labelled_does_not_pass(base: dict[str, torch.Tensor]) -> None:
+    """Near the ban threshold it flips nothing that was clear; but each picture was right by float32 alone."""
+    frames = np.repeat(np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8), 120, axis=0)
+    head = {"1.5.weight": torch.randn(3, 32, generator=torch.Generator().manual_seed(0)), "1.5.bias": torch.zeros(3)}
+    every, cpu = whole(base, head), torch.device("cpu")
+    last = worker_engines.head_of(SMALL, every.state, 1.0, cpu)
+
+    def probabilities(precision: str) -> np.ndarray:
+        body = worker_engines.body_of(SMALL, every.state, cpu, worker_engines.DTYPES[precision])
+        with torch.inference_mode():
+            features = worker_engines.EagerEngine(body, cpu, precision, Preprocessing()).features(frames[:1])
+            return last.probabilities(features).double().numpy()[0]
+
+    fp32, bf16 = probabilities("fp32"), probabilities("bf16")
+    between = replace(every, ban_threshold=(fp32[RISKED] + bf16[RISKED]) / 2)
+    assert fp32[RISKED] != bf16[RISKED], "this head cannot tell the two apart: draw another"
+    published = RISKED if fp32[RISKED] > bf16[RISKED] else int(fp32.argmax())
+    check = engines.check_bf16(between, frames, np.full(120, published), cpu)
+    assert (check.flips, check.passed) == (0, False)
+    assert engines.check_bf16(between, frames, np.full(120, UNLABELLED), cpu).passed
 
 
 def test_engines_are_compared_on_readable_pictures_alone(tmp_path: Path, decoders: DecoderPool) -> None:
@@ -245,7 +271,9 @@ def test_a_version_names_what_faster_engines_need(
     kept = safetensors.numpy.load(store.read_check_pictures(made.pictures))
     assert kept["labels"].tolist() == [0, 0, 1, 1, 2, 2]
 
-    known = engines.Known({"input": (-1.0, 2.0)}, made.pictures, np.zeros((6, 224, 224, 3), np.uint8))
+    known = engines.Known(
+        {"input": (-1.0, 2.0)}, made.pictures, np.zeros((6, 224, 224, 3), np.uint8), np.zeros(6, np.int64)
+    )
     again = prepare(pictures[1::2], known)
     assert again.ranges == known.ranges, "what an earlier version measured on the same layers is not measured again"
     assert again.pictures == made.pictures, "nor are other pictures stored"
