@@ -393,10 +393,13 @@ def test_16_bits_become_the_nearest_level(level: int, shown: int) -> None:
     assert centre(encoded(Image.fromarray(np.full((40, 40), level, np.uint16)), "PNG")) == (shown,) * 3
 
 
-def test_transparent_16_bit_level_lies_on_white() -> None:
-    """A 16-bit grey level named as transparent is shown white."""
-    image = Image.fromarray(np.full((40, 40), 4660, np.uint16))
-    assert centre(encoded(image, "PNG", transparency=4660)) == WHITE
+@pytest.mark.parametrize(
+    ("level", "transparent", "expected"), [(4660, 4660, WHITE), (0, 0, WHITE), (30_000, 4660, (117, 117, 117))]
+)
+def test_transparent_16_bit_level_lies_on_white(level: int, transparent: int, expected: tuple[int, ...]) -> None:
+    """A 16-bit grey level named as transparent is shown white, and no other is."""
+    image = Image.fromarray(np.full((40, 40), level, np.uint16))
+    assert centre(encoded(image, "PNG", transparency=transparent)) == expected
 
 
 @pytest.mark.parametrize(
